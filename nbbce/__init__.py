@@ -1,0 +1,11 @@
+"""Binary cross-entropy on arrays, where the arrays live."""
+
+from nbbce.functional import binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_grad",
+    "binary_cross_entropy_value_and_grad",
+]

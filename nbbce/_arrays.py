@@ -1,0 +1,71 @@
+"""Which library and device an array belongs to, without importing it, and its memory as a NumPy view."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# What the kernels read and write, by the name that the generated loops use.  A bool is a byte of 0 or 1.
+_NAMES = (
+    "float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+)
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+_kinds: dict[np.dtype[Any], str | None] = {}
+
+
+def kind_of(dtype: np.dtype[Any]) -> str | None:
+    """Name of `dtype` to the generated loops ('uint8' for bool), or None if they cannot read it.
+
+    ``bfloat16`` is the dtype of that name that the package `ml_dtypes` registers; the package is not imported.
+    """
+    try:
+        return _kinds[dtype]
+    except KeyError:
+        name: str | None = dtype.name if dtype.name in _NAMES and dtype.isnative else None
+        _kinds[dtype] = kind = "uint8" if name == "bool" else name
+        return kind
+
+
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether `dtype` holds real numbers or booleans, readable by the loops or not."""
+    return dtype.kind in "fiub" or dtype.name == "bfloat16"
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array: a NumPy array, or an object that offers itself as one.
+
+    Numbers and NumPy scalars are none, nor are lists: what they mean is for the caller to say, by `numpy.asarray`.
+    """
+    if isinstance(value, np.ndarray):
+        return True
+    return hasattr(value, "__array__") and not isinstance(value, np.generic) and not isinstance(value, type)
+
+
+def is_on_device(value: object) -> bool:
+    """Whether `value` is an array in the memory of a CUDA device."""
+    if isinstance(value, np.ndarray):
+        return False
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    except RuntimeError:  # PyTorch: on a device, but requires_grad is set
+        return True
+
+
+def host_view(value: Any) -> Array:
+    """The memory of an array on the host as a NumPy array that the loops can read, without a copy where it can be.
+
+    Copied are only what no loop reads: byte-swapped and misaligned memory, and ``longdouble`` (to float64).
+    """
+    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if kind_of(array.dtype) is None:
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            return array.astype(np.float64)
+        if is_real(array.dtype) and not array.dtype.isnative:
+            return array.astype(array.dtype.newbyteorder("="))
+    elif not array.flags.aligned:
+        return array.copy()
+    return array

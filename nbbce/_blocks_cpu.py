@@ -1,0 +1,211 @@
+"""The block pipeline: walks the blocks of one call, whatever its dtypes and layout, on one thread or many.
+
+A block is BLOCK elements, always at the same indices.  It is loaded (nothing to do where memory already holds
+what the loops read; else converted, gathered or expanded into a buffer that stays in L1), computed by the makers
+of the generated module, and stored.  Makers and copiers are called through their addresses, so this walk is
+compiled once for all dtypes, and a process compiles only the loops that it uses.
+
+A call is a vector of integers: the fields below, then the shape, then the strides of each operand in bytes.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from nbbce._compile import entry
+from nbbce._generated_cpu import BLOCK, DEPTH, LANES, fold
+from nbbce._primitives_cpu import array_at, call_copier, call_maker
+
+# Addresses of the operands; 0 stands for one that the call does not have.
+INPUT, TARGET, WEIGHT, GRAD_OUTPUT, WHERE, LOSS, GRADIENT = range(7)
+# Address of the copier that loads or stores each operand; 0: memory is read or written as it is.
+COPIERS = 7
+# Bytes of an element of each operand as the loops see it.
+ITEMS = 14
+# Addresses of the makers; 0: not wanted.
+HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, MARK_BAD, KEEP, CLIP_HALF = range(21, 28)
+# Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
+# needs floats, and 0 says that labels are floats when loaded.
+WIDEN, SIZE, DIMENSIONS = range(28, 31)
+SHAPE = 31  # the shape starts here; the seven operands' strides follow
+
+# Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
+WAVE = 16384
+PADDED = DEPTH * LANES  # a sum reads multiples of this
+
+loop = njit(error_model="numpy", nogil=True)
+
+
+@loop
+def _item_offset(call, operand, index):
+    """Distance in bytes from the first element of `operand` to the element at flat C-order `index`."""
+    dimensions = call[DIMENSIONS]
+    strides = SHAPE + dimensions * (1 + operand)
+    offset = 0
+    for d in range(dimensions - 1, -1, -1):
+        extent = call[SHAPE + d]
+        offset += (index % extent) * call[strides + d]
+        index //= extent
+    return offset
+
+
+@loop
+def _copy_bytes(source_at, destination_at, size):
+    source = array_at(source_at, size, np.uint8)
+    destination = array_at(destination_at, size, np.uint8)
+    for i in range(np.uint64(size)):
+        destination[i] = source[i]
+
+
+@loop
+def _clear(at, size):
+    destination = array_at(at, size, np.uint8)
+    for i in range(np.uint64(size)):
+        destination[i] = np.uint8(0)
+
+
+@loop
+def _transfer(call, operand, start, count, buffer):
+    """Copy `count` elements from flat index `start` between memory and a dense buffer, converting them.
+
+    In pieces that the two innermost dimensions describe: whole rows where it can, parts of one where it must.
+    """
+    copier, item, dimensions = call[COPIERS + operand], call[ITEMS + operand], call[DIMENSIONS]
+    inner, outer = call[SHAPE + dimensions - 1], call[SHAPE + dimensions - 2]
+    strides = SHAPE + dimensions * (1 + operand)
+    step, row = call[strides + dimensions - 1], call[strides + dimensions - 2]
+    done = 0
+    while done < count:
+        index = start + done
+        column, left = index % inner, count - done
+        rows, columns = 1, min(inner - column, left)
+        if columns == inner:
+            rows = min(left // inner, outer - (index // inner) % outer)
+        at = call[operand] + _item_offset(call, operand, index)
+        dense = buffer + done * item
+        if operand >= LOSS:
+            call_copier(copier, (dense, columns * item, item, at, row, step, rows, columns))
+        else:
+            call_copier(copier, (at, row, step, dense, columns * item, item, rows, columns))
+        done += rows * columns
+
+
+@loop
+def _loaded(call, operand, start, count, padded, buffer):
+    """Address of a block of `operand`: in place, or in `buffer`; from `count` to `padded` it is zero there."""
+    item = call[ITEMS + operand]
+    if call[COPIERS + operand] != 0:
+        _transfer(call, operand, start, count, buffer)
+    elif count == padded:
+        return call[operand] + start * item
+    else:
+        _copy_bytes(call[operand] + start * item, buffer, count * item)
+    _clear(buffer + count * item, (padded - count) * item)
+    return buffer
+
+
+@loop
+def _multiply(product_at, a_at, b_at, count):
+    """The product of two factors in float64, each 1 where it is absent."""
+    product = array_at(product_at, count, np.float64)
+    a, b = array_at(a_at, count, np.float64), array_at(b_at, count, np.float64)
+    for i in range(count):
+        product[i] = (a[i] if a_at != 0 else 1.0) * (b[i] if b_at != 0 else 1.0)
+
+
+@loop
+def _walk(call, loss_scale, gradient_scale, first, last, wave_start, sums):
+    """Compute the blocks from `first` to `last`; returns the flat index of the first bad element, or -1."""
+    size, summing = call[SIZE], call[SUM] != 0
+    masked, bytes_wanted = call[WHERE] != 0, call[WIDEN] != 0
+    floats_wanted = call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
+    buffers, scratch = np.empty((GRADIENT + 1, BLOCK), np.float64), np.empty(3 * LANES, np.float64)
+    buffers_at, scratch_at = buffers.ctypes.data, scratch.ctypes.data
+    at = np.zeros(WHERE + 1, np.int64)
+    first_bad = -1
+    for block in range(first, last):
+        start = block * BLOCK
+        count = min(BLOCK, size - start)
+        padded = (count + PADDED - 1) // PADDED * PADDED if summing else count
+        for operand in range(WHERE + 1):
+            if call[operand] != 0:
+                at[operand] = _loaded(call, operand, start, count, padded, buffers_at + operand * 8 * BLOCK)
+        x, y, labels, w, factor = at[INPUT], at[TARGET], at[TARGET], at[WEIGHT], at[WEIGHT]
+        if call[GRAD_OUTPUT] != 0 or (masked and call[EACH_GRADIENT] != 0):
+            factor = buffers_at + GRAD_OUTPUT * 8 * BLOCK
+            _multiply(factor, at[GRAD_OUTPUT], w, count)
+        if masked:
+            call_maker(call[KEEP], (x, y, w, 1.0, at[WHERE], count, scratch_at))
+            call_maker(call[KEEP], (x, y, factor, 1.0, at[WHERE], count, scratch_at))
+        total, bad = np.nan, -1.0
+        if call[HARD_SUM] != 0:
+            total = call_maker(call[HARD_SUM], (x, labels, 0, 1.0, 0, padded, scratch_at))
+        if bytes_wanted and (floats_wanted or np.isnan(total)):
+            y = buffers_at + LOSS * 8 * BLOCK
+            call_copier(call[WIDEN], (labels, 0, 1, y, 0, call[ITEMS + INPUT], 1, padded))
+        if summing:
+            if np.isnan(total):
+                total = call_maker(call[SUM], (x, y, w, 1.0, 0, padded, scratch_at))
+                if np.isnan(total):
+                    bad = call_maker(call[MARK_BAD], (x, y, 0, 1.0, 0, count, scratch_at))
+            sums[block - wave_start] = total
+        for k in range(2):
+            maker, result = call[EACH_LOSS + k], LOSS + k
+            if maker == 0:
+                continue
+            out = buffers_at + GRADIENT * 8 * BLOCK
+            if call[COPIERS + result] == 0:
+                out = call[result] + start * call[ITEMS + result]
+            scale, weights = (loss_scale, w) if k == 0 else (gradient_scale, factor)
+            if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0:
+                bad = call_maker(call[MARK_BAD], (x, y, 0, 1.0, out, count, scratch_at))
+            if k == 1 and call[CLIP_HALF] != 0:
+                call_maker(call[CLIP_HALF], (0, 0, 0, 1.0, out, count, scratch_at))
+            if call[COPIERS + result] != 0:
+                _transfer(call, result, start, count, out)
+        if bad >= 0.0 and first_bad < 0:
+            first_bad = start + np.int64(bad)
+    return first_bad
+
+
+@loop
+def _add_wave(lanes, sums, count):
+    """Add the sums of one wave to the lanes.  Block b goes to lane b mod LANES, as an element does in its block."""
+    for i in range(count):
+        lanes[i % LANES] += sums[i]
+
+
+@entry()
+def run_serial(call, loss_scale, gradient_scale, chunks):
+    """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, or -1."""
+    blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
+    sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES, np.float64)
+    for start in range(0, blocks, WAVE):
+        stop = min(start + WAVE, blocks)
+        bad = _walk(call, loss_scale, gradient_scale, start, stop, start, sums)
+        first_bad = bad if first_bad < 0 else first_bad
+        if call[SUM] != 0:
+            _add_wave(lanes, sums, stop - start)
+    return fold(lanes), first_bad
+
+
+@entry(parallel=True)
+def run_parallel(call, loss_scale, gradient_scale, chunks):
+    """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
+    blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
+    sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES, np.float64)
+    found = np.empty(chunks, np.int64)
+    for start in range(0, blocks, WAVE):
+        stop = min(start + WAVE, blocks)
+        for chunk in prange(chunks):
+            low = start + (stop - start) * chunk // chunks
+            high = start + (stop - start) * (chunk + 1) // chunks
+            found[chunk] = _walk(call, loss_scale, gradient_scale, low, high, start, sums)
+        for chunk in range(chunks):
+            first_bad = found[chunk] if first_bad < 0 else first_bad
+        if call[SUM] != 0:
+            _add_wave(lanes, sums, stop - start)
+    return fold(lanes), first_bad

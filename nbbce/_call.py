@@ -1,0 +1,238 @@
+"""One call, checked: every rule about arguments, and every message, is here.
+
+A message reads `function: what must hold; got what`.  TypeError is for the wrong kind, ValueError for a wrong value;
+both are raised before any work, so that `out` is as it was.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nbbce._arrays import FLOATS, Array, host_view, is_array, is_on_device, is_real, kind_of
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+@dataclass(slots=True)
+class Call:
+    """What a call asks for: arrays whose dtypes and shapes fit, and numbers."""
+
+    function: str
+    input: Array
+    target: Array
+    weight: Array | None
+    weight_number: float
+    reduction: str
+    where: Array | None
+    count: int
+    """Elements that count: those that `where` keeps."""
+    dtype: np.dtype[Any]
+    value_out: Array | None
+    gradient_out: Array | None
+    grad_output: Array | None
+    grad_output_number: float
+    validate: bool
+    wants_value: bool
+    wants_gradient: bool
+
+
+def _describe(value: object) -> str:
+    """Name a value that is no array as a user would."""
+    text = repr(value)
+    return type(value).__name__ if len(text) > 40 or "\n" in text or not isinstance(value, (str, numbers.Number)) else text
+
+
+def _array(function: str, name: str, value: Any) -> Array:
+    """`value` as a NumPy array over its own memory; anything but an array on the host is a TypeError."""
+    if type(value) is not np.ndarray:
+        if is_on_device(value):
+            raise TypeError(
+                f"{function}: arrays must be on the host, device arrays have no target yet; got {name!r} on a device"
+            )
+        if not is_array(value):
+            raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {_describe(value)}")
+    return host_view(value)
+
+
+def _number(value: object) -> float | None:
+    """`value` as a float if it is a real number (or a 0-d array of one), else None."""
+    if isinstance(value, (int, float, np.integer, np.floating, np.bool_)):
+        return float(value)
+    if isinstance(value, np.generic) and is_real(value.dtype):
+        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, np.ndarray) and value.ndim == 0 and is_real(value.dtype):
+        return float(value)
+    return None
+
+
+def _factor(function: str, name: str, value: Any, shape: tuple[int, ...]) -> tuple[Array | None, float]:
+    """A weight, as (array of `shape`, 1.0) or (None, number).  Broadcasting makes a view, not a copy."""
+    if value is None:
+        return None, 1.0
+    number = _number(value)
+    if number is not None:
+        return None, number
+    if not is_array(value) and not is_on_device(value):
+        raise TypeError(f"{function}: {name!r} must be a real number or an array; got {_describe(value)}")
+    array = _array(function, name, value)
+    if not is_real(array.dtype):
+        raise TypeError(f"{function}: {name!r} must have a real dtype; got {array.dtype}")
+    if array.shape != shape:
+        try:
+            array = np.broadcast_to(array, shape)
+        except ValueError:
+            raise ValueError(
+                f"{function}: {name!r} must broadcast to the shape of 'input', {shape}; got {array.shape}"
+            ) from None
+    return array, 1.0
+
+
+def _where(function: str, value: Any, shape: tuple[int, ...]) -> tuple[Array, int]:
+    """The mask as an array of `shape`, and how many elements it keeps."""
+    if isinstance(value, (bool, np.bool_)):
+        value = np.asarray(value)
+    mask = _array(function, "where", value)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"{function}: 'where' must be an array of bool; got {mask.dtype}")
+    try:
+        wide = np.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(
+            f"{function}: 'where' must broadcast to the shape of 'input', {shape}; got {mask.shape}"
+        ) from None
+    kept = int(np.count_nonzero(mask))
+    return wide, kept * (wide.size // mask.size) if mask.size else 0
+
+
+def _dtype(function: str, value: Any) -> np.dtype[Any]:
+    """The result dtype that the caller names."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"{function}: 'dtype' must be one of {', '.join(FLOATS)}; got {value!r}") from None
+    if kind_of(dtype) not in FLOATS:
+        raise TypeError(f"{function}: 'dtype' must be one of {', '.join(FLOATS)}; got {dtype}")
+    return dtype
+
+
+def _out(
+    function: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array | None]
+) -> Array:
+    """The caller's own result array, fit to be written."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{function}: {name!r} must be a NumPy array; got {_describe(out)}")
+    if out.dtype != dtype:
+        raise TypeError(f"{function}: {name!r} must have dtype {dtype}; got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{function}: {name!r} must have shape {shape}; got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
+    if not out.flags.aligned:
+        raise ValueError(f"{function}: {name!r} must be aligned in memory; got a misaligned array")
+    for other, array in inputs.items():
+        if array is not None and np.may_share_memory(out, array) and _overlap(out, array):
+            raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")
+    return out
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays share an element; if that is too hard to tell, they do."""
+    try:
+        return np.shares_memory(a, b, max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def checked(
+    function: str,
+    input: Any,
+    target: Any,
+    weight: Any,
+    reduction: Any,
+    *,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    grad_output: Any = None,
+    validate: bool | None = None,
+    wants_value: bool = True,
+    wants_gradient: bool = False,
+) -> Call:
+    """Check the arguments of a public function and gather them in a `Call`."""
+    x = _array(function, "input", input)
+    if kind_of(x.dtype) not in FLOATS:
+        raise TypeError(f"{function}: 'input' must have dtype {', '.join(FLOATS)}; got {x.dtype}")
+    y = _array(function, "target", target)
+    if kind_of(y.dtype) is None:
+        raise TypeError(f"{function}: 'target' must have a real dtype; got {y.dtype}")
+    shape = x.shape
+    if y.shape != shape:
+        raise ValueError(f"{function}: 'target' must have the shape of 'input', {shape}; got {y.shape}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{function}: 'reduction' must be one of 'mean', 'sum', 'none'; got {reduction!r}")
+    weights, weight_number = (None, 1.0) if weight is None else _factor(function, "weight", weight, shape)
+    mask, count = (None, x.size) if where is None else _where(function, where, shape)
+    result = x.dtype if dtype is None else _dtype(function, dtype)
+    grad_array, grad_number = None, 1.0
+    if grad_output is not None:
+        grad_array, grad_number = _factor(function, "grad_output", grad_output, shape if reduction == "none" else ())
+    value_out = gradient_out = None
+    if out is not None:
+        inputs = {"input": x, "target": y, "weight": weights, "where": mask, "grad_output": grad_array}
+        value_shape = shape if reduction == "none" else ()
+        if wants_value and wants_gradient:
+            if not isinstance(out, tuple) or len(out) != 2:
+                raise TypeError(f"{function}: 'out' must be a tuple of two, (value, gradient); got {_describe(out)}")
+            if out[0] is not None:
+                value_out = _out(function, "out[0]", out[0], value_shape, result, inputs)
+            if out[1] is not None:
+                gradient_out = _out(function, "out[1]", out[1], shape, result, {**inputs, "out[0]": value_out})
+        elif wants_value:
+            value_out = _out(function, "out", out, value_shape, result, inputs)
+        else:
+            gradient_out = _out(function, "out", out, shape, result, inputs)
+    if reduction == "mean" and count == 0 and wants_value:
+        # NumPy's own words for its own case.
+        warnings.warn("Mean of empty slice.", RuntimeWarning, stacklevel=4)
+    return Call(
+        function,
+        x,
+        y,
+        weights,
+        weight_number,
+        reduction,
+        mask,
+        count,
+        result,
+        value_out,
+        gradient_out,
+        grad_array,
+        grad_number,
+        True if validate is None else bool(validate),
+        wants_value,
+        wants_gradient,
+    )
+
+
+def gradient_scale(call: Call) -> float:
+    """What every element's gradient is multiplied by: the numbers among the weights, over the count for a mean."""
+    scale = call.weight_number * call.grad_output_number
+    if call.reduction == "mean":
+        return scale / call.count if call.count else math.nan
+    return scale
+
+
+def out_of_domain(call: Call, flat_index: int) -> ValueError:
+    """The error for the first element outside [0, 1]: which array, where, and its value."""
+    index = tuple(int(i) for i in np.unravel_index(flat_index, call.input.shape))
+    name, value = "input", call.input[index]
+    if 0 <= value <= 1:
+        name, value = "target", call.target[index]
+    place = f"[{', '.join(map(str, index))}]" if index else ""
+    return ValueError(f"{call.function}: values must be in [0, 1]; got {name}{place} = {value!s}")

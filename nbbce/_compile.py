@@ -1,0 +1,181 @@
+"""How a kernel becomes machine code: lazily, once, and kept on disk in a folder of our own.
+
+Numba's own cache stays stale when a function in *another* file changes, and two processes that fill it at once
+have crashed (numba#4807, #10128).  Here the folder's name is a digest of everything that can change the code, so
+nothing in it is ever stale, and a miss is compiled under a file lock, so that of many processes one compiles.
+
+What touches Numba's internals is in this file: its `CFunc`, its dispatcher's `_cache`, and its cache classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import filelock
+import llvmlite
+import numba
+import numpy as np
+import platformdirs
+from numba.core import sigutils
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, _CacheLocator
+from numba.core.ccallback import CFunc
+
+from nbbce._primitives_cpu import COPIER, MAKER
+
+# Everything that a kernel is compiled from.
+SOURCES = ("_blocks_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py")
+# Numba settings that change the code it makes.  Processor name and features are part of Numba's own index key.
+SETTINGS = ("BOUNDSCHECK", "DEBUG", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML", "ENABLE_AVX", "LOOP_VECTORIZE", "OPT")
+# A process that waits this long for another's compilation (1 to 3 s) compiles for itself.
+LOCK_SECONDS = 60.0
+
+if numba.config.DISABLE_JIT:  # pragma: no cover
+    raise ImportError("nbbce compiles its kernels with Numba; unset NUMBA_DISABLE_JIT")
+
+
+def _digest() -> str:
+    """A digest of all that decides what machine code a kernel becomes."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    for version in (sys.version, numba.__version__, llvmlite.__version__, np.__version__):
+        digest.update(version.encode())
+    for name in SETTINGS:
+        digest.update(f"{name}={getattr(numba.config, name, None)!s}".encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path | None:
+    """The folder that kernels are kept in, or None for no cache.
+
+    ``NBBCE_CACHE`` names another folder, or is ``0`` for none.  A folder that cannot be made or written is no
+    error: kernels are then compiled in each process.
+    """
+    setting = os.environ.get("NBBCE_CACHE", "")
+    if setting == "0":
+        return None
+    folder = Path(setting or platformdirs.user_cache_dir("nbbce", appauthor=False)) / _digest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
+FOLDER = cache_folder()
+
+
+class _Locator(_CacheLocator):  # type: ignore[misc]
+    """Tells Numba where one function's files go.  The folder's name is the stamp."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def get_cache_path(self) -> str:
+        return str(FOLDER)
+
+    def get_source_stamp(self) -> str:
+        assert FOLDER is not None
+        return FOLDER.name
+
+    def get_disambiguator(self) -> str:
+        return self._name
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
+        return cls(py_func.__qualname__)
+
+
+class _Files(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator,)
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, with a lock from a miss until the compiled code is saved."""
+
+    _impl_class = _Files
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        assert FOLDER is not None
+        self._lock = filelock.FileLock(FOLDER / f"{function.__qualname__}.lock", timeout=LOCK_SECONDS)
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        found = self._quietly(super().load_overload, signature, target_context)
+        if found is None:
+            try:
+                self._lock.acquire()
+            except (OSError, filelock.Timeout):
+                return None
+            found = self._quietly(super().load_overload, signature, target_context)
+            if found is not None:
+                self._lock.release()
+        return found
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        try:
+            self._quietly(super().save_overload, signature, data)
+        finally:
+            self._lock.release()
+
+    @staticmethod
+    def _quietly(action: Callable[..., Any], *arguments: Any) -> Any:
+        """A full disk or a broken file costs a compilation, not the answer."""
+        try:
+            return action(*arguments)
+        except Exception:
+            return None
+
+
+def _cache_of(function: Callable[..., Any]) -> Any:
+    return NullCache() if FOLDER is None else _Cache(function)
+
+
+class Native:
+    """A function that is compiled to a C function when its address is first asked for."""
+
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+        self.function, self.signature = function, signature
+        self.__doc__ = function.__doc__
+
+    @cached_property
+    def compiled(self) -> Any:
+        """Numba's C callback of this function."""
+        callback = CFunc(
+            self.function, sigutils.normalize_signature(self.signature), locals={}, options={"error_model": "numpy"}
+        )
+        callback._cache = _cache_of(self.function)
+        callback.compile()
+        return callback
+
+    @cached_property
+    def address(self) -> int:
+        """Address of the C function."""
+        return int(self.compiled.address)
+
+
+def maker(function: Callable[..., Any]) -> Native:
+    """A loop over one block: reads x, y and w, and returns a number or fills `out`."""
+    return Native(function, MAKER)
+
+
+def copier(function: Callable[..., Any]) -> Native:
+    """A conversion from one strided place to another."""
+    return Native(function, COPIER)
+
+
+def entry(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` without the GIL, for what Python calls, with the cache of this module."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
+        dispatcher._cache = _cache_of(function)
+        return dispatcher
+
+    return decorate

@@ -1,0 +1,1324 @@
+"""CPU formulas and loops.  Written by tools/generate_kernels.py: change the table there.
+
+Formulas take and give one element.  Loops work on one block of at most BLOCK elements, in memory that stays in
+the L1 cache; nbbce/_blocks_cpu.py walks the blocks of a call and calls them through their addresses, so each has
+one of two C signatures:
+
+    makers    (x, y, w, scale, out, count, scratch) -> float64      addresses but for scale and count
+    copiers   (source, its strides by row and column, destination, its strides, rows, columns) -> 0
+"""
+
+import numpy as np
+from numba import njit
+
+from nbbce._compile import copier, maker
+from nbbce._primitives_cpu import (
+    array_at,
+    bfloat16_of_float32,
+    bits_of_float32,
+    bits_of_float64,
+    float32_of_bfloat16,
+    float32_of_bits,
+    float32_of_half,
+    float64_of_bits,
+    fma,
+    half_of_float32,
+)
+
+# The default error model checks each division, and that branch stops a loop from vectorising.
+formula = njit(error_model="numpy")
+
+BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
+LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
+DEPTH = 8  # products are renormalised after this many factors: 2^-126 each, so 2^-1008 at worst, still normal
+
+F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
+
+# -log(1-t) = t + t^2 Q(t), t in [0, 1/2]; error relative to -log(1-t).
+# Largest error of the fit: 3.8e-9.
+NEAR_32_0 = F32(0.5000008940696716)
+NEAR_32_1 = F32(0.33326324820518494)
+NEAR_32_2 = F32(0.2518686354160309)
+NEAR_32_3 = F32(0.17587462067604065)
+NEAR_32_4 = F32(0.34006714820861816)
+NEAR_32_5 = F32(-0.5922628045082092)
+NEAR_32_6 = F32(1.9709149599075317)
+NEAR_32_7 = F32(-2.476428270339966)
+NEAR_32_8 = F32(1.7434298992156982)
+
+# log(1+g) = g + g^2 P(g), g in [-1/3, 1/3]; error relative to log 2, the smallest |log t| for t <= 1/2.
+# Largest error of the fit: 8.0e-9.
+LOG_32_0 = F32(-0.4999988079071045)
+LOG_32_1 = F32(0.3333298861980438)
+LOG_32_2 = F32(-0.25010955333709717)
+LOG_32_3 = F32(0.2002064436674118)
+LOG_32_4 = F32(-0.16366253793239594)
+LOG_32_5 = F32(0.138649582862854)
+LOG_32_6 = F32(-0.15624457597732544)
+LOG_32_7 = F32(0.14592225849628448)
+
+# -log(1-t) = 2 s + s z Q(z), s = t/(2-t), z = s^2 in [0, 1/9]; error relative to -log(1-t).
+# Largest error of the fit: 1.4e-18.
+NEAR_64_0 = 0.6666666666666631
+NEAR_64_1 = 0.4000000000015591
+NEAR_64_2 = 0.2857142854801096
+NEAR_64_3 = 0.22222223960657989
+NEAR_64_4 = 0.18181744220830015
+NEAR_64_5 = 0.1538655411031854
+NEAR_64_6 = 0.1330104378624353
+NEAR_64_7 = 0.12105575890375067
+NEAR_64_8 = 0.08342151794533276
+NEAR_64_9 = 0.1701507729059949
+
+# log m = 2 s + s z P(z), s = (m-1)/(m+1), m in [2/3, 4/3], z = s^2 in [0, 1/25]; error relative to log 2.
+# Largest error of the fit: 5.0e-18.
+LOG_64_0 = 0.6666666666667946
+LOG_64_1 = 0.3999999999352775
+LOG_64_2 = 0.2857142976361662
+LOG_64_3 = 0.2222211383388979
+LOG_64_4 = 0.18187212743280334
+LOG_64_5 = 0.15235303239371203
+LOG_64_6 = 0.15470539108417547
+
+# log 2 = HIGH + LOW; HIGH is short, so that its product with an exponent is exact.
+LOG2_HIGH_32, LOG2_LOW_32 = F32(0.693145751953125), F32(1.4286068203094173e-06)
+LOG2_HIGH_64, LOG2_LOW_64 = 0.6931471805598903, 5.497923018708371e-14
+
+# A logarithm is held at -100 by holding its argument at e^-100; the float32 one is scaled by 2^24, see below.
+HELD_32, HELD_64 = F32(6.241251818611239e-37), 3.720075976020836e-44
+# The bits of 2/3: the significand m of t = 2^e m is taken from [2/3, 4/3), which centres log m on 0.
+TWO_THIRDS_32, TWO_THIRDS_64 = U32(0x3F2AAAAB), U64(0x3FE5555555555555)
+EXPONENT_32, EXPONENT_64 = U32(0xFF800000), U64(0xFFF0000000000000)
+# The floor under a denominator of the gradient (design: as in PyTorch and Paddle), and its reciprocal in two parts.
+FLOOR_32, FLOOR_64 = F32(1e-12), 1e-12
+STEEP_32, STEEP_REST_32 = F32(999999995904.0), F32(4096.0)
+STEEP_64, STEEP_REST_64 = 1e12, 0.0
+
+# One element: x is the prediction, y the target, and
+#
+#     loss = -(y log x + (1-y) log(1-x)),    each logarithm held at -100 or above.
+#
+# Let t = min(x, 1-x), the distance to the nearer end.  It is exact: for x > 1/2, 1-x has no rounding error.
+# So one logarithm is log t, and the other is log(1-t), whose argument need not be formed:
+#
+#     far  = -log t       t = 2^e m with m in [2/3, 4/3):  -(e log 2 + log m)
+#     near = -log(1-t) = t + near_end(t)
+#
+#     loss = w_near * near + w_far * far,    (w_near, w_far) = (y, 1-y) if x > 1/2 else (1-y, y)
+#
+# That is one logarithm and one polynomial, and no branch.  Every step is + - * /, an explicit fma or a bit cast,
+# each rounded once, so each target that runs this text gives the same bits.
+
+
+# -log(1-t) - t for t in [0, 1/2], as t^2 Q(t).
+@formula
+def near_end_float32(t):
+    q = fma(NEAR_32_8, t, NEAR_32_7)
+    q = fma(q, t, NEAR_32_6)
+    q = fma(q, t, NEAR_32_5)
+    q = fma(q, t, NEAR_32_4)
+    q = fma(q, t, NEAR_32_3)
+    q = fma(q, t, NEAR_32_2)
+    q = fma(q, t, NEAR_32_1)
+    q = fma(q, t, NEAR_32_0)
+    return t * t * q
+
+
+# -log(1-t) - t for t in [0, 1/2].  With s = t/(2-t), -log(1-t) = 2 atanh s = 2s + s z Q(z), z = s^2;
+# and 2s = t + t s, so what stands beside the exact t is s (t + z Q(z)).
+@formula
+def near_end_float64(t):
+    s = t / (2.0 - t)
+    z = s * s
+    q = fma(NEAR_64_9, z, NEAR_64_8)
+    q = fma(q, z, NEAR_64_7)
+    q = fma(q, z, NEAR_64_6)
+    q = fma(q, z, NEAR_64_5)
+    q = fma(q, z, NEAR_64_4)
+    q = fma(q, z, NEAR_64_3)
+    q = fma(q, z, NEAR_64_2)
+    q = fma(q, z, NEAR_64_1)
+    q = fma(q, z, NEAR_64_0)
+    return s * fma(z, q, t)
+
+
+# t in [0, 1/2] as 2^e m: returns e and g = m-1, both exact, t held at e^-100 or above.
+# Scaling by 2^24 makes a subnormal normal; subtracting the bits of 2/3 puts m into [2/3, 4/3).
+@formula
+def split_float32(t):
+    scaled = t * F32(16777216.0)
+    scaled = HELD_32 if scaled < HELD_32 else scaled
+    bits = bits_of_float32(scaled)
+    shift = U32(U32(bits - TWO_THIRDS_32) & EXPONENT_32)
+    e = fma(F32(I32(shift)), F32(2.0**-23), F32(-24.0))
+    return e, float32_of_bits(U32(bits - shift)) - F32(1.0)
+
+
+# t as 2^e m, for any normal t > 0: returns e and m in [2/3, 4/3), both exact.
+@formula
+def split_float64(t):
+    bits = bits_of_float64(t)
+    shift = (bits - TWO_THIRDS_64) & EXPONENT_64
+    return F64(I64(shift) >> I64(52)), float64_of_bits(bits - shift)
+
+
+# e LOG2_LOW + log m, what is left of log(2^e m) beside the exact e LOG2_HIGH: with s = (m-1)/(m+1),
+# log m = 2 atanh s = 2s + s z P(z), z = s^2.
+@formula
+def log_rest_float64(e, m):
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    p = fma(LOG_64_6, z, LOG_64_5)
+    p = fma(p, z, LOG_64_4)
+    p = fma(p, z, LOG_64_3)
+    p = fma(p, z, LOG_64_2)
+    p = fma(p, z, LOG_64_1)
+    p = fma(p, z, LOG_64_0)
+    return fma(s, fma(z, p, 2.0), e * LOG2_LOW_64)
+
+
+# The loss, in the order that rounds least: the small terms first, each into the next fma.
+# e LOG2_HIGH is exact, so no logarithm is ever rounded on its own.
+@formula
+def loss_float32(x, y):
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    w_far = F32(1.0) - y if beyond_half else y
+    w_near = y if beyond_half else F32(1.0) - y
+    e, g = split_float32(t)
+    p = fma(LOG_32_7, g, LOG_32_6)
+    p = fma(p, g, LOG_32_5)
+    p = fma(p, g, LOG_32_4)
+    p = fma(p, g, LOG_32_3)
+    p = fma(p, g, LOG_32_2)
+    p = fma(p, g, LOG_32_1)
+    p = fma(p, g, LOG_32_0)
+    rest = fma(g * g, p, fma(e, LOG2_LOW_32, g))
+    small = fma(-w_far, rest, w_near * near_end_float32(t))
+    return fma(-w_far, e * LOG2_HIGH_32, fma(w_near, t, small))
+
+
+# The same in float64.
+@formula
+def loss_float64(x, y):
+    beyond_half = x > 0.5
+    t = 1.0 - x if beyond_half else x
+    w_far = 1.0 - y if beyond_half else y
+    w_near = y if beyond_half else 1.0 - y
+    e, m = split_float64(HELD_64 if t < HELD_64 else t)
+    small = fma(-w_far, log_rest_float64(e, m), w_near * near_end_float64(t))
+    return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
+
+
+# For sums: the loss as three float32 numbers (a, b, rest), with
+#
+#     loss = b + y (a - b) + rest,    a = -log x and b = -log(1-x) but for their rounding errors,
+#
+# which `rest` holds.  Put together in float64 this is good to 2^-27, where the rounded loss_float32 is good
+# to 2^-23: a sum of ten million equal elements is then still within 1 ULP.  high is e LOG2_HIGH + g rounded,
+# g - (high - e LOG2_HIGH) its rounding error (Dekker's fast two-sum: |e LOG2_HIGH| > |g|).
+@formula
+def terms_float32(x, y):
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    w_far = F32(1.0) - y if beyond_half else y
+    w_near = y if beyond_half else F32(1.0) - y
+    e, g = split_float32(t)
+    p = fma(LOG_32_7, g, LOG_32_6)
+    p = fma(p, g, LOG_32_5)
+    p = fma(p, g, LOG_32_4)
+    p = fma(p, g, LOG_32_3)
+    p = fma(p, g, LOG_32_2)
+    p = fma(p, g, LOG_32_1)
+    p = fma(p, g, LOG_32_0)
+    exact = e * LOG2_HIGH_32
+    high = exact + g
+    low = fma(e, LOG2_LOW_32, fma(g * g, p, g - (high - exact)))
+    a = t if beyond_half else -high
+    b = -high if beyond_half else t
+    return a, b, fma(-w_far, low, w_near * near_end_float32(t))
+
+
+# d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.
+#
+# Numerator n and denominator d = x - x^2 are kept with their rounding errors (two-sum; fma), and the
+# quotient q = n (1/d) is corrected by its residual: the result is within 1 ULP, not the 2.5 of plain steps.
+# Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and
+# 1/(1-t) = 1+t to the last bit.
+@formula
+def gradient_float32(x, y):
+    n = x - y
+    back = n - x
+    n_error = (x - (n - back)) - (y + back)
+    square = x * x
+    d = x - square
+    d_error = ((x - d) - square) - fma(x, x, -square)
+    reciprocal = F32(1.0) / d
+    q = n * reciprocal
+    q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    v = F32(1.0) - y if beyond_half else y
+    u = y if beyond_half else F32(1.0) - y
+    steep = fma(-v, STEEP_REST_32, fma(-v, STEEP_32, fma(u, t, u)))
+    steep = -steep if beyond_half else steep
+    return steep if t < FLOOR_32 else q
+
+
+# The same in float64.
+@formula
+def gradient_float64(x, y):
+    n = x - y
+    back = n - x
+    n_error = (x - (n - back)) - (y + back)
+    square = x * x
+    d = x - square
+    d_error = ((x - d) - square) - fma(x, x, -square)
+    reciprocal = 1.0 / d
+    q = n * reciprocal
+    q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    beyond_half = x > 0.5
+    t = 1.0 - x if beyond_half else x
+    v = 1.0 - y if beyond_half else y
+    u = y if beyond_half else 1.0 - y
+    steep = fma(-v, STEEP_REST_64, fma(-v, STEEP_64, fma(u, t, u)))
+    steep = -steep if beyond_half else steep
+    return steep if t < FLOOR_64 else q
+
+
+# Sums.  Element i of a block goes to lane i mod LANES; lanes are folded by halving.  A block shorter than it
+# should be is padded with x = y = 0, whose loss is exactly 0.  So the tree of additions depends on the number of
+# elements alone, not on threads, memory layout or target.
+
+
+@njit(error_model="numpy")
+def fold(lanes):
+    width = U64(LANES // 2)
+    while width > U64(0):
+        for j in range(width):
+            lanes[j] += lanes[j + width]
+        width = width >> U64(1)
+    return lanes[0]
+
+
+# Hard labels.  If every label of a block is 0 or 1, its sum of logarithms is the logarithm of a product:
+#
+#     sum of losses = -log prod |c - x|,    c = 1-y, so |c - x| is x for y = 1 and 1-x for y = 0.
+#
+# LANES float64 products run side by side; every DEPTH factors the exponent goes to an integer and the significand
+# back to [1, 2), so nothing underflows.  256 significands below 2 fold into one product below 2^256: one
+# logarithm a block.  The error is 2^-53 a factor, absolute in the sum; so a block whose sum is small is refused,
+# as is one with a soft label, an x outside [0, 1], a subnormal x (it may lie below e^-100, where the logarithm is
+# held) or a product of 0 (a fully wrong answer, which costs 100).  A refused block goes to the sum of losses.
+# The rule looks at the block alone, so layout and threads cannot change the bits.
+
+# float32: 4096 factors are off by 4096 * 1.5 * 2^-53 at most, which is 2^-27 of this sum.
+LEAST_HARD_SUM_32 = 4096 * 2.0**-25
+# float64: the 4096 roundings are as good as random, sqrt(4096) * 2^-54 together: half an ULP of this sum.  And 1-x
+# is itself rounded, for x < 1/2: (c-d)-x is that error, exactly, and -log d is off by error/d, which is summed too,
+# with 1/d on [1/2, 1] as 2.914 - 2 d (within 6 %, of a term that is below half an ULP of 1).
+LEAST_HARD_SUM_64 = 128.0
+
+
+@maker
+def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    for j in range(U64(8)):
+        if y[j] != F32(0.0) and y[j] != F32(1.0):
+            return np.nan
+    product[:] = 1.0
+    exponent[:] = 0
+    largest, smallest, soft, vanished = U32(0), ~U32(0), U32(0), I64(0)
+    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
+        for j in range(U64(LANES)):
+            p = product[j]
+            for k in range(U64(DEPTH)):
+                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+                bits = bits_of_float32(xi)
+                largest = bits if bits > largest else largest
+                bits = U32(bits - U32(1))  # a zero wraps around: it is no subnormal
+                smallest = bits if bits < smallest else smallest
+                c = F32(1.0) - yi
+                soft |= bits_of_float32(yi * c)
+                c = F64(c)
+                d = c - F64(xi)
+                p *= d
+            bits = bits_of_float64(p)
+            e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
+            vanished += I64(1) if e == U64(0) else I64(0)
+            exponent[j] += I64(e) - I64(1023)
+            product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
+    suspect = largest > U32(0x3F800000) or smallest < U32(0x00800000 - 1)
+    if suspect or soft != U32(0) or vanished > I64(0):
+        return np.nan
+    width = U64(LANES // 2)
+    while width > U64(0):
+        for j in range(width):
+            product[j] *= product[j + width]
+            exponent[j] += exponent[j + width]
+        width = width >> U64(1)
+    e, m = split_float64(product[0])
+    e += F64(exponent[0])
+    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m))
+    return total if total >= LEAST_HARD_SUM_32 else np.nan
+
+
+@maker
+def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, np.uint8)
+    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    for j in range(U64(8)):
+        if y[j] != np.uint8(0) and y[j] != np.uint8(1):
+            return np.nan
+    product[:] = 1.0
+    exponent[:] = 0
+    largest, smallest, soft, vanished = U32(0), ~U32(0), np.uint8(0), I64(0)
+    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
+        for j in range(U64(LANES)):
+            p = product[j]
+            for k in range(U64(DEPTH)):
+                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+                bits = bits_of_float32(xi)
+                largest = bits if bits > largest else largest
+                bits = U32(bits - U32(1))  # a zero wraps around: it is no subnormal
+                smallest = bits if bits < smallest else smallest
+                c = 0.0 if yi != np.uint8(0) else 1.0
+                soft |= yi
+                d = c - F64(xi)
+                p *= d
+            bits = bits_of_float64(p)
+            e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
+            vanished += I64(1) if e == U64(0) else I64(0)
+            exponent[j] += I64(e) - I64(1023)
+            product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
+    suspect = largest > U32(0x3F800000) or smallest < U32(0x00800000 - 1)
+    if suspect or soft > np.uint8(1) or vanished > I64(0):
+        return np.nan
+    width = U64(LANES // 2)
+    while width > U64(0):
+        for j in range(width):
+            product[j] *= product[j + width]
+            exponent[j] += exponent[j + width]
+        width = width >> U64(1)
+    e, m = split_float64(product[0])
+    e += F64(exponent[0])
+    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m))
+    return total if total >= LEAST_HARD_SUM_32 else np.nan
+
+
+@maker
+def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
+    x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
+    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    for j in range(U64(8)):
+        if y[j] != 0.0 and y[j] != 1.0:
+            return np.nan
+    product[:] = 1.0
+    exponent[:] = 0
+    largest, smallest, soft, vanished = U64(0), ~U64(0), U64(0), I64(0)
+    correction = array_at(scratch_at + 16 * LANES, LANES, F64)
+    correction[:] = 0.0
+    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
+        for j in range(U64(LANES)):
+            p = product[j]
+            q = correction[j]
+            for k in range(U64(DEPTH)):
+                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+                bits = bits_of_float64(xi)
+                largest = bits if bits > largest else largest
+                bits = U64(bits - U64(1))  # a zero wraps around: it is no subnormal
+                smallest = bits if bits < smallest else smallest
+                c = 1.0 - yi
+                soft |= bits_of_float64(yi * c)
+                d = c - xi
+                q = fma((c - d) - xi, fma(-2.0, d, 2.914), q)
+                p *= d
+            correction[j] = q
+            bits = bits_of_float64(p)
+            e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
+            vanished += I64(1) if e == U64(0) else I64(0)
+            exponent[j] += I64(e) - I64(1023)
+            product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
+    suspect = largest > U64(0x3FF0000000000000) or smallest < U64(0x0010000000000000 - 1)
+    if suspect or soft != U64(0) or vanished > I64(0):
+        return np.nan
+    width = U64(LANES // 2)
+    while width > U64(0):
+        for j in range(width):
+            product[j] *= product[j + width]
+            exponent[j] += exponent[j + width]
+        width = width >> U64(1)
+    e, m = split_float64(product[0])
+    e += F64(exponent[0])
+    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m)) - fold(correction)
+    return total if total >= LEAST_HARD_SUM_64 else np.nan
+
+
+@maker
+def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
+    x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, np.uint8)
+    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    for j in range(U64(8)):
+        if y[j] != np.uint8(0) and y[j] != np.uint8(1):
+            return np.nan
+    product[:] = 1.0
+    exponent[:] = 0
+    largest, smallest, soft, vanished = U64(0), ~U64(0), np.uint8(0), I64(0)
+    correction = array_at(scratch_at + 16 * LANES, LANES, F64)
+    correction[:] = 0.0
+    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
+        for j in range(U64(LANES)):
+            p = product[j]
+            q = correction[j]
+            for k in range(U64(DEPTH)):
+                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+                bits = bits_of_float64(xi)
+                largest = bits if bits > largest else largest
+                bits = U64(bits - U64(1))  # a zero wraps around: it is no subnormal
+                smallest = bits if bits < smallest else smallest
+                c = 0.0 if yi != np.uint8(0) else 1.0
+                soft |= yi
+                d = c - xi
+                q = fma((c - d) - xi, fma(-2.0, d, 2.914), q)
+                p *= d
+            correction[j] = q
+            bits = bits_of_float64(p)
+            e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
+            vanished += I64(1) if e == U64(0) else I64(0)
+            exponent[j] += I64(e) - I64(1023)
+            product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
+    suspect = largest > U64(0x3FF0000000000000) or smallest < U64(0x0010000000000000 - 1)
+    if suspect or soft > np.uint8(1) or vanished > I64(0):
+        return np.nan
+    width = U64(LANES // 2)
+    while width > U64(0):
+        for j in range(width):
+            product[j] *= product[j + width]
+            exponent[j] += exponent[j + width]
+        width = width >> U64(1)
+    e, m = split_float64(product[0])
+    e += F64(exponent[0])
+    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m)) - fold(correction)
+    return total if total >= LEAST_HARD_SUM_64 else np.nan
+
+
+@maker
+def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the (weighted) losses of a block; NaN if an x or y is outside [0, 1] or NaN.  `w` is float64, or nothing."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
+    a = array_at(scratch_at + 8 * LANES, LANES, F32)
+    b = array_at(scratch_at + 12 * LANES, LANES, F32)
+    rest = array_at(scratch_at + 16 * LANES, LANES, F32)
+    lanes[:] = 0.0
+    largest_x, largest_y = U32(0), U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        # Two loops, since one that mixes the types would run float32 at the width of float64 (0.72 ns, not 0.45).
+        for j in range(U64(LANES)):
+            xi, yi = x[row + j], y[row + j]
+            bits = bits_of_float32(xi + F32(0.0))
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            a[j], b[j], rest[j] = terms_float32(xi, yi)
+        if w_at == 0:
+            for j in range(U64(LANES)):
+                wide_b = F64(b[j])
+                lanes[j] += fma(F64(y[row + j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])
+        else:
+            for j in range(U64(LANES)):
+                wide_b = F64(b[j])
+                loss = fma(F64(y[row + j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])
+                lanes[j] = fma(w[row + j], loss, lanes[j])
+    bad = largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000)
+    return np.nan if bad else fold(lanes)
+
+
+@maker
+def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the (weighted) losses of a block; NaN if an x or y is outside [0, 1] or NaN.  `w` is float64, or nothing."""
+    x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
+    lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
+    losses = array_at(scratch_at + 8 * LANES, LANES, F64)
+    lanes[:] = 0.0
+    largest_x, largest_y = U64(0), U64(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        for j in range(U64(LANES)):
+            xi, yi = x[row + j], y[row + j]
+            bits = bits_of_float64(xi + 0.0)
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float64(yi + 0.0)
+            largest_y = bits if bits > largest_y else largest_y
+            losses[j] = loss_float64(xi, yi)
+        if w_at == 0:
+            for j in range(U64(LANES)):
+                lanes[j] += losses[j]
+        else:
+            for j in range(U64(LANES)):
+                lanes[j] = fma(w[row + j], losses[j], lanes[j])
+    bad = largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000)
+    return np.nan if bad else fold(lanes)
+
+
+# One result an element.  Each returns 1.0 if an x or y lies outside [0, 1] or is NaN, which is when its bits are above
+# those of 1.0 (adding 0.0 first makes a -0.0 a 0.0).  The largest bits are tracked, not the comparisons: an integer
+# maximum vectorises, a flag set in a loop did not.
+
+
+@maker
+def each_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element."""
+    size = U64(count)
+    x, y, out = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, size, F32)
+    largest_x, largest_y = U32(0), U32(0)
+    for i in range(size):
+        xi, yi = x[i], y[i]
+        bits = bits_of_float32(xi + F32(0.0))
+        largest_x = bits if bits > largest_x else largest_x
+        bits = bits_of_float32(yi + F32(0.0))
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = loss_float32(xi, yi)
+    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
+
+
+@maker
+def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The gradient of each element, times w (float64, or nothing) and `scale`."""
+    size = U64(count)
+    x, y, out = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, size, F32)
+    largest_x, largest_y = U32(0), U32(0)
+    for i in range(size):
+        xi, yi = x[i], y[i]
+        bits = bits_of_float32(xi + F32(0.0))
+        largest_x = bits if bits > largest_x else largest_x
+        bits = bits_of_float32(yi + F32(0.0))
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = gradient_float32(xi, yi)
+    if w_at != 0:
+        w = array_at(w_at, size, F64)
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * scale)
+    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
+
+
+@maker
+def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Loss times `scale` times w (float64, or nothing), rounded once."""
+    size = U64(count)
+    a = array_at(scratch_at, LANES, F32)
+    b = array_at(scratch_at + 4 * LANES, LANES, F32)
+    rest = array_at(scratch_at + 8 * LANES, LANES, F32)
+    largest_x, largest_y = U32(0), U32(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        at = I64(4) * I64(row)
+        x, y = array_at(x_at + at, width, F32), array_at(y_at + at, width, F32)
+        out, w = array_at(out_at + at, width, F32), array_at(w_at + I64(2) * at, width, F64)
+        for j in range(width):
+            bits = bits_of_float32(x[j] + F32(0.0))
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float32(y[j] + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            a[j], b[j], rest[j] = terms_float32(x[j], y[j])
+        if w_at == 0:
+            for j in range(width):
+                wide_b = F64(b[j])
+                out[j] = F32((fma(F64(y[j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])) * scale)
+        else:
+            for j in range(width):
+                wide_b = F64(b[j])
+                out[j] = F32((fma(F64(y[j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])) * (w[j] * scale))
+    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
+
+
+@maker
+def mark_bad_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Index of the first x or y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
+    size = U64(count)
+    x, y, out = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, size, F32)
+    first = -1.0
+    for i in range(size):
+        if not (F32(0.0) <= x[i] <= F32(1.0) and F32(0.0) <= y[i] <= F32(1.0)):
+            if first < 0.0:
+                first = F64(i)
+            if out_at != 0:
+                out[i] = F32(np.nan)
+    return first
+
+
+@maker
+def check_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """NaN if an x or y is outside [0, 1] or NaN, else 0."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    largest = U32(0)
+    for i in range(size):
+        bits = bits_of_float32(x[i] + F32(0.0))
+        largest = bits if bits > largest else largest
+        bits = bits_of_float32(y[i] + F32(0.0))
+        largest = bits if bits > largest else largest
+    return np.nan if largest > U32(0x3F800000) else 0.0
+
+
+@maker
+def keep_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Where the mask at `out` is False: x = y = 0, which costs nothing, and w, if any, is 0."""
+    size = U64(count)
+    x, y, mask = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, size, np.uint8)
+    w = array_at(w_at, size, F64)
+    for i in range(size):
+        x[i] = x[i] if mask[i] else F32(0.0)
+        y[i] = y[i] if mask[i] else F32(0.0)
+    if w_at != 0:
+        for i in range(size):
+            w[i] = w[i] if mask[i] else 0.0
+    return 0.0
+
+
+@maker
+def clip_half_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """`out` held at the largest finite float16, either sign: a gradient of 1e12 has no other half."""
+    size = U64(count)
+    out = array_at(out_at, size, F32)
+    largest = F32(65504.0)
+    for i in range(size):
+        value = out[i]
+        value = largest if value > largest else value
+        out[i] = -largest if value < -largest else value
+    return 0.0
+
+
+@maker
+def each_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element, times w and `scale`."""
+    size = U64(count)
+    x, y, out = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(out_at, size, F64)
+    largest_x, largest_y = U64(0), U64(0)
+    for i in range(size):
+        xi, yi = x[i], y[i]
+        bits = bits_of_float64(xi + 0.0)
+        largest_x = bits if bits > largest_x else largest_x
+        bits = bits_of_float64(yi + 0.0)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = loss_float64(xi, yi)
+    if w_at != 0:
+        w = array_at(w_at, size, F64)
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return F64(largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000))
+
+
+@maker
+def each_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The gradient of each element, times w (float64, or nothing) and `scale`."""
+    size = U64(count)
+    x, y, out = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(out_at, size, F64)
+    largest_x, largest_y = U64(0), U64(0)
+    for i in range(size):
+        xi, yi = x[i], y[i]
+        bits = bits_of_float64(xi + 0.0)
+        largest_x = bits if bits > largest_x else largest_x
+        bits = bits_of_float64(yi + 0.0)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = gradient_float64(xi, yi)
+    if w_at != 0:
+        w = array_at(w_at, size, F64)
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return F64(largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000))
+
+
+@maker
+def mark_bad_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Index of the first x or y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
+    size = U64(count)
+    x, y, out = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(out_at, size, F64)
+    first = -1.0
+    for i in range(size):
+        if not (0.0 <= x[i] <= 1.0 and 0.0 <= y[i] <= 1.0):
+            if first < 0.0:
+                first = F64(i)
+            if out_at != 0:
+                out[i] = F64(np.nan)
+    return first
+
+
+@maker
+def check_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """NaN if an x or y is outside [0, 1] or NaN, else 0."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
+    largest = U64(0)
+    for i in range(size):
+        bits = bits_of_float64(x[i] + 0.0)
+        largest = bits if bits > largest else largest
+        bits = bits_of_float64(y[i] + 0.0)
+        largest = bits if bits > largest else largest
+    return np.nan if largest > U64(0x3FF0000000000000) else 0.0
+
+
+@maker
+def keep_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Where the mask at `out` is False: x = y = 0, which costs nothing, and w, if any, is 0."""
+    size = U64(count)
+    x, y, mask = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(out_at, size, np.uint8)
+    w = array_at(w_at, size, F64)
+    for i in range(size):
+        x[i] = x[i] if mask[i] else 0.0
+        y[i] = y[i] if mask[i] else 0.0
+    if w_at != 0:
+        for i in range(size):
+            w[i] = w[i] if mask[i] else 0.0
+    return 0.0
+
+
+@maker
+def clip_half_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """`out` held at the largest finite float16, either sign: a gradient of 1e12 has no other half."""
+    size = U64(count)
+    out = array_at(out_at, size, F64)
+    largest = F64(65504.0)
+    for i in range(size):
+        value = out[i]
+        value = largest if value > largest else value
+        out[i] = -largest if value < -largest else value
+    return 0.0
+
+
+# Loads and stores that convert.  A row of the table is what a dtype is in memory and how it becomes another.
+
+
+@copier
+def copy_float16_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 2 and to_step == 4:
+        from_, to = array_at(from_at, width, np.uint16), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(float32_of_half(from_[c]))
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(float32_of_half(array_at(from_item, 1, np.uint16)[0]))
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_bfloat16_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 2 and to_step == 4:
+        from_, to = array_at(from_at, width, np.uint16), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(float32_of_bfloat16(from_[c]))
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(float32_of_bfloat16(array_at(from_item, 1, np.uint16)[0]))
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_float32_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 4 and to_step == 4:
+        from_, to = array_at(from_at, width, F32), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, F32)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_float64_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 8 and to_step == 4:
+        from_, to = array_at(from_at, width, F64), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, F64)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_int8_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 1 and to_step == 4:
+        from_, to = array_at(from_at, width, np.int8), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, np.int8)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_int16_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 2 and to_step == 4:
+        from_, to = array_at(from_at, width, np.int16), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, np.int16)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_int32_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 4 and to_step == 4:
+        from_, to = array_at(from_at, width, I32), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, I32)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_int64_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 8 and to_step == 4:
+        from_, to = array_at(from_at, width, I64), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, I64)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_uint8_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 1 and to_step == 4:
+        from_, to = array_at(from_at, width, np.uint8), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, np.uint8)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_uint16_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 2 and to_step == 4:
+        from_, to = array_at(from_at, width, np.uint16), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, np.uint16)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_uint32_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 4 and to_step == 4:
+        from_, to = array_at(from_at, width, U32), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, U32)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_uint64_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 8 and to_step == 4:
+        from_, to = array_at(from_at, width, U64), array_at(to_at, width, F32)
+        for c in range(width):
+            to[c] = F32(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, U64)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_float16_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 2 and to_step == 8:
+        from_, to = array_at(from_at, width, np.uint16), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(float32_of_half(from_[c]))
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(float32_of_half(array_at(from_item, 1, np.uint16)[0]))
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_bfloat16_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 2 and to_step == 8:
+        from_, to = array_at(from_at, width, np.uint16), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(float32_of_bfloat16(from_[c]))
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(float32_of_bfloat16(array_at(from_item, 1, np.uint16)[0]))
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_float32_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 4 and to_step == 8:
+        from_, to = array_at(from_at, width, F32), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, F32)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_float64_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 8 and to_step == 8:
+        from_, to = array_at(from_at, width, F64), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, F64)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_int8_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 1 and to_step == 8:
+        from_, to = array_at(from_at, width, np.int8), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, np.int8)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_int16_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 2 and to_step == 8:
+        from_, to = array_at(from_at, width, np.int16), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, np.int16)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_int32_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 4 and to_step == 8:
+        from_, to = array_at(from_at, width, I32), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, I32)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_int64_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 8 and to_step == 8:
+        from_, to = array_at(from_at, width, I64), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, I64)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_uint8_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 1 and to_step == 8:
+        from_, to = array_at(from_at, width, np.uint8), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, np.uint8)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_uint16_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 2 and to_step == 8:
+        from_, to = array_at(from_at, width, np.uint16), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, np.uint16)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_uint32_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 4 and to_step == 8:
+        from_, to = array_at(from_at, width, U32), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, U32)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_uint64_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 8 and to_step == 8:
+        from_, to = array_at(from_at, width, U64), array_at(to_at, width, F64)
+        for c in range(width):
+            to[c] = F64(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, U64)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_float32_to_float16(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 4 and to_step == 2:
+        from_, to = array_at(from_at, width, F32), array_at(to_at, width, np.uint16)
+        for c in range(width):
+            to[c] = half_of_float32(F32(from_[c]))
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, np.uint16)[0] = half_of_float32(F32(array_at(from_item, 1, F32)[0]))
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_float32_to_bfloat16(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 4 and to_step == 2:
+        from_, to = array_at(from_at, width, F32), array_at(to_at, width, np.uint16)
+        for c in range(width):
+            to[c] = bfloat16_of_float32(F32(from_[c]))
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, np.uint16)[0] = bfloat16_of_float32(F32(array_at(from_item, 1, F32)[0]))
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_float64_to_float16(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 8 and to_step == 2:
+        from_, to = array_at(from_at, width, F64), array_at(to_at, width, np.uint16)
+        for c in range(width):
+            to[c] = half_of_float32(F32(from_[c]))
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, np.uint16)[0] = half_of_float32(F32(array_at(from_item, 1, F64)[0]))
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_float64_to_bfloat16(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 8 and to_step == 2:
+        from_, to = array_at(from_at, width, F64), array_at(to_at, width, np.uint16)
+        for c in range(width):
+            to[c] = bfloat16_of_float32(F32(from_[c]))
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, np.uint16)[0] = bfloat16_of_float32(F32(array_at(from_item, 1, F64)[0]))
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_uint8_to_uint8(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == 1 and to_step == 1:
+        from_, to = array_at(from_at, width, np.uint8), array_at(to_at, width, np.uint8)
+        for c in range(width):
+            to[c] = np.uint8(from_[c])
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, np.uint8)[0] = np.uint8(array_at(from_item, 1, np.uint8)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0

@@ -1,0 +1,130 @@
+"""The operations that Numba has no name for: the only CPU file that knows llvmlite.
+
+Each is one LLVM instruction or a cast.  None carries a fast-math flag, so LLVM may neither contract nor
+re-associate what the formulas spell out: that is what makes the bits equal on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+INT64, FLOAT, DOUBLE = ir.IntType(64), ir.FloatType(), ir.DoubleType()
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+    return a(a, a, a), lambda context, builder, signature, arguments: builder.fma(*arguments)
+
+
+def _bit_cast(source: Any, result: Any, llvm_type: ir.Type) -> Any:
+    @intrinsic
+    def cast(typingctx: Any, value: Any) -> Any:
+        return result(source), lambda context, builder, signature, arguments: builder.bitcast(arguments[0], llvm_type)
+
+    return cast
+
+
+bits_of_float32 = _bit_cast(types.float32, types.uint32, ir.IntType(32))
+bits_of_float64 = _bit_cast(types.float64, types.uint64, INT64)
+float32_of_bits = _bit_cast(types.uint32, types.float32, FLOAT)
+float64_of_bits = _bit_cast(types.uint64, types.float64, DOUBLE)
+
+
+@njit(error_model="numpy")
+def float32_of_half(h):  # type: ignore[no-untyped-def]
+    """The float32 equal to the IEEE half with the bits `h`.
+
+    In integers, because LLVM's own conversion is a call into nowhere (a crash) on a processor without F16C.  It
+    vectorises, and was measured as fast.  Shifting the 15 magnitude bits into place leaves the exponent 112 too
+    low; multiplying by 2^112 mends that, subnormals included.
+    """
+    magnitude = np.uint32(np.uint32(h & np.uint16(0x7FFF)) << np.uint32(13))
+    scaled = bits_of_float32(float32_of_bits(magnitude) * np.float32(2.0**112))
+    infinite_or_nan = magnitude >= np.uint32(0x0F800000)
+    scaled = np.uint32(scaled | np.uint32(0x7F800000)) if infinite_or_nan else scaled
+    sign = np.uint32(np.uint32(h & np.uint16(0x8000)) << np.uint32(16))
+    return float32_of_bits(np.uint32(scaled | sign))
+
+
+@njit(error_model="numpy")
+def half_of_float32(x):  # type: ignore[no-untyped-def]
+    """The bits of the IEEE half nearest to `x`, ties to even.
+
+    A normal result: re-bias the exponent and round by adding just under half of the last place.  A subnormal one:
+    adding 0.5 lets the float unit round at 2^-24, the last place of a subnormal half.
+    """
+    bits = bits_of_float32(x)
+    sign = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000))
+    magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    odd = np.uint32(np.uint32(magnitude >> np.uint32(13)) & np.uint32(1))
+    normal = np.uint32(np.uint32(magnitude - np.uint32(0x37FFF001) + odd) >> np.uint32(13))
+    subnormal = np.uint32(bits_of_float32(float32_of_bits(magnitude) + np.float32(0.5)) - np.uint32(0x3F000000))
+    half = subnormal if magnitude < np.uint32(0x38800000) else normal
+    half = np.uint32(0x7C00) if magnitude >= np.uint32(0x477FF000) else half
+    half = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else half
+    return np.uint16(half | sign)
+
+
+@njit(error_model="numpy")
+def float32_of_bfloat16(b):  # type: ignore[no-untyped-def]
+    """The float32 equal to the bfloat16 with the bits `b`: bfloat16 is the upper half of a float32."""
+    return float32_of_bits(np.uint32(np.uint32(b) << np.uint32(16)))
+
+
+@njit(error_model="numpy")
+def bfloat16_of_float32(x):  # type: ignore[no-untyped-def]
+    """The bits of the bfloat16 nearest to `x`, ties to even."""
+    bits = bits_of_float32(x)
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+    is_nan = np.uint32(bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.uint16(np.uint32(0x7FC0) if is_nan else rounded)
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:
+    """An integer address as a `void *`, for `numba.carray`."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), code
+
+
+@njit
+def array_at(address, size, dtype):  # type: ignore[no-untyped-def]
+    """The `size` elements of `dtype` at `address`, as a contiguous array that owns nothing."""
+    return carray(_pointer(np.int64(address)), (size,), dtype)
+
+
+def _call_through_address(result: Any, llvm_result: ir.Type, *parameters: tuple[Any, ir.Type]) -> Any:
+    """An intrinsic that calls the C function at the address in its first argument."""
+    numba_types = tuple(parameter[0] for parameter in parameters)
+    function_type = ir.FunctionType(llvm_result, [parameter[1] for parameter in parameters])
+
+    def call(typingctx: Any, address: Any, arguments: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            function = builder.inttoptr(values[0], function_type.as_pointer())
+            return builder.call(function, cgutils.unpack_tuple(builder, values[1]))
+
+        return result(types.int64, types.BaseTuple.from_types(numba_types)), code
+
+    return intrinsic(call)
+
+
+_I = (types.int64, INT64)
+_D = (types.float64, DOUBLE)
+# The two kinds of compiled function that the block walker calls (see _blocks_cpu.py).
+MAKER_PARAMETERS = (_I, _I, _I, _D, _I, _I, _I)
+COPIER_PARAMETERS = (_I,) * 8
+MAKER = types.float64(*(parameter[0] for parameter in MAKER_PARAMETERS))
+COPIER = types.int64(*(parameter[0] for parameter in COPIER_PARAMETERS))
+call_maker = _call_through_address(types.float64, DOUBLE, *MAKER_PARAMETERS)
+call_copier = _call_through_address(types.int64, INT64, *COPIER_PARAMETERS)

@@ -1,0 +1,763 @@
+"""Write the generated kernel modules: formula table + loop templates -> nbbce/_generated_*.py.
+
+    python tools/generate_kernels.py            write the modules
+    python tools/generate_kernels.py --check    exit 1 if a committed module is not what would be written
+
+To change a formula, change its row in `FORMULAS`; a new family is new rows and, where it makes something new, a
+template.  A target is a row in `TARGETS`: every target is given the same formula text, so that they give the
+same bits; what differs is the module that its primitives come from and the templates around the formulas.
+The coefficients come from tools/coefficients.json, which tools/minimax.py fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+COEFFICIENTS = json.loads(Path(__file__).with_name("coefficients.json").read_text(encoding="utf-8"))
+
+
+class Formula(NamedTuple):
+    """What one element costs: its name, the derivation that stands above it, and its text."""
+
+    name: str
+    derivation: str
+    text: str
+
+
+class Polynomial(NamedTuple):
+    """A fitted polynomial, as the constants and the Horner chain that the source shows."""
+
+    fit: str
+    symbol: str
+
+    def constants(self) -> str:
+        """The comment and the assignments of the coefficients."""
+        fit = COEFFICIENTS[self.fit]
+        wrap = "F32({})" if self.fit.endswith("float32") else "{}"
+        lines = [f"# {fit['says']}.", f"# Largest error of the fit: {fit['largest_error']}."]
+        lines += [f"{self.symbol}{k} = {wrap.format(c)}" for k, c in enumerate(fit["coefficients"])]
+        return "\n".join(lines) + "\n"
+
+    def horner(self, name: str, variable: str) -> str:
+        """Statements that leave the value of the polynomial at `variable` in `name`."""
+        top = len(COEFFICIENTS[self.fit]["coefficients"]) - 1
+        lines = [f"{name} = fma({self.symbol}{top}, {variable}, {self.symbol}{top - 1})"]
+        lines += [f"{name} = fma({name}, {variable}, {self.symbol}{k})" for k in range(top - 2, -1, -1)]
+        return "\n    ".join(lines)
+
+
+class Float(NamedTuple):
+    """What the templates need to know about a float type."""
+
+    name: str
+    unsigned: str
+    bits_of_one: str
+    least_normal: str
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Substitutions for a template."""
+        return {
+            "T": self.name,
+            "U": self.unsigned,
+            "one": self.literal("1.0"),
+            "zero": self.literal("0.0"),
+            "BITS_OF_ONE": self.bits_of_one,
+            "LEAST_NORMAL": self.least_normal,
+        }
+
+    def literal(self, text: str) -> str:
+        """A literal of this type: a bare one is float64 to Numba and would pull float32 data up with it."""
+        return f"F32({text})" if self.name == "float32" else text
+
+
+FLOATS = (
+    Float("float32", "U32", "0x3F800000", "0x00800000"),
+    Float("float64", "U64", "0x3FF0000000000000", "0x0010000000000000"),
+)
+
+NEAR_32, LOG_32 = Polynomial("near_end_float32", "NEAR_32_"), Polynomial("log_float32", "LOG_32_")
+NEAR_64, LOG_64 = Polynomial("near_end_float64", "NEAR_64_"), Polynomial("log_float64", "LOG_64_")
+
+# log 2 = HIGH + LOW.  HIGH ends early enough that its product with any exponent is exact: |e| < 256 for float32
+# (16 bits are left of 24), < 2048 for float64 (42 of 53).
+LOG2_HIGH_32 = math.floor(math.log(2) * 2**16) / 2**16
+LOG2_HIGH_64 = math.floor(math.log(2) * 2**42) / 2**42
+# log 2 to 33 more digits than a float has, so that LOW is right to its last bit.
+LOG2 = 693147180559945309417232121458176568075500134360255254120680009
+LOG2_LOW_64 = (LOG2 * 2**42 - int(LOG2_HIGH_64 * 2**42) * 10**63) / (10**63 * 2**42)
+LOG2_LOW_32 = (LOG2 * 2**16 - int(LOG2_HIGH_32 * 2**16) * 10**63) / (10**63 * 2**16)
+
+CONSTANTS = f"""\
+F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
+
+{NEAR_32.constants()}
+{LOG_32.constants()}
+{NEAR_64.constants()}
+{LOG_64.constants()}
+# log 2 = HIGH + LOW; HIGH is short, so that its product with an exponent is exact.
+LOG2_HIGH_32, LOG2_LOW_32 = F32({LOG2_HIGH_32!r}), F32({LOG2_LOW_32!r})
+LOG2_HIGH_64, LOG2_LOW_64 = {LOG2_HIGH_64!r}, {LOG2_LOW_64!r}
+
+# A logarithm is held at -100 by holding its argument at e^-100; the float32 one is scaled by 2^24, see below.
+HELD_32, HELD_64 = F32({math.exp(-100) * 2**24!r}), {math.exp(-100)!r}
+# The bits of 2/3: the significand m of t = 2^e m is taken from [2/3, 4/3), which centres log m on 0.
+TWO_THIRDS_32, TWO_THIRDS_64 = U32(0x3F2AAAAB), U64(0x3FE5555555555555)
+EXPONENT_32, EXPONENT_64 = U32(0xFF800000), U64(0xFFF0000000000000)
+# The floor under a denominator of the gradient (design: as in PyTorch and Paddle), and its reciprocal in two parts.
+FLOOR_32, FLOOR_64 = F32(1e-12), 1e-12
+STEEP_32, STEEP_REST_32 = F32(999999995904.0), F32(4096.0)
+STEEP_64, STEEP_REST_64 = 1e12, 0.0
+"""
+
+LEGEND = """\
+# One element: x is the prediction, y the target, and
+#
+#     loss = -(y log x + (1-y) log(1-x)),    each logarithm held at -100 or above.
+#
+# Let t = min(x, 1-x), the distance to the nearer end.  It is exact: for x > 1/2, 1-x has no rounding error.
+# So one logarithm is log t, and the other is log(1-t), whose argument need not be formed:
+#
+#     far  = -log t       t = 2^e m with m in [2/3, 4/3):  -(e log 2 + log m)
+#     near = -log(1-t) = t + near_end(t)
+#
+#     loss = w_near * near + w_far * far,    (w_near, w_far) = (y, 1-y) if x > 1/2 else (1-y, y)
+#
+# That is one logarithm and one polynomial, and no branch.  Every step is + - * /, an explicit fma or a bit cast,
+# each rounded once, so each target that runs this text gives the same bits.
+"""
+
+
+def formulas() -> tuple[Formula, ...]:
+    """The formula table, in the order in which the modules show it."""
+    return (
+        Formula(
+            "near_end_float32",
+            "-log(1-t) - t for t in [0, 1/2], as t^2 Q(t).",
+            f"""\
+def near_end_float32(t):
+    {NEAR_32.horner("q", "t")}
+    return t * t * q
+""",
+        ),
+        Formula(
+            "near_end_float64",
+            "-log(1-t) - t for t in [0, 1/2].  With s = t/(2-t), -log(1-t) = 2 atanh s = 2s + s z Q(z), z = s^2;\n"
+            "and 2s = t + t s, so what stands beside the exact t is s (t + z Q(z)).",
+            f"""\
+def near_end_float64(t):
+    s = t / (2.0 - t)
+    z = s * s
+    {NEAR_64.horner("q", "z")}
+    return s * fma(z, q, t)
+""",
+        ),
+        Formula(
+            "split_float32",
+            "t in [0, 1/2] as 2^e m: returns e and g = m-1, both exact, t held at e^-100 or above.\n"
+            "Scaling by 2^24 makes a subnormal normal; subtracting the bits of 2/3 puts m into [2/3, 4/3).",
+            """\
+def split_float32(t):
+    scaled = t * F32(16777216.0)
+    scaled = HELD_32 if scaled < HELD_32 else scaled
+    bits = bits_of_float32(scaled)
+    shift = U32(U32(bits - TWO_THIRDS_32) & EXPONENT_32)
+    e = fma(F32(I32(shift)), F32(2.0**-23), F32(-24.0))
+    return e, float32_of_bits(U32(bits - shift)) - F32(1.0)
+""",
+        ),
+        Formula(
+            "split_float64",
+            "t as 2^e m, for any normal t > 0: returns e and m in [2/3, 4/3), both exact.",
+            """\
+def split_float64(t):
+    bits = bits_of_float64(t)
+    shift = (bits - TWO_THIRDS_64) & EXPONENT_64
+    return F64(I64(shift) >> I64(52)), float64_of_bits(bits - shift)
+""",
+        ),
+        Formula(
+            "log_rest_float64",
+            "e LOG2_LOW + log m, what is left of log(2^e m) beside the exact e LOG2_HIGH: with s = (m-1)/(m+1),\n"
+            "log m = 2 atanh s = 2s + s z P(z), z = s^2.",
+            f"""\
+def log_rest_float64(e, m):
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    {LOG_64.horner("p", "z")}
+    return fma(s, fma(z, p, 2.0), e * LOG2_LOW_64)
+""",
+        ),
+        Formula(
+            "loss_float32",
+            "The loss, in the order that rounds least: the small terms first, each into the next fma.\n"
+            "e LOG2_HIGH is exact, so no logarithm is ever rounded on its own.",
+            f"""\
+def loss_float32(x, y):
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    w_far = F32(1.0) - y if beyond_half else y
+    w_near = y if beyond_half else F32(1.0) - y
+    e, g = split_float32(t)
+    {LOG_32.horner("p", "g")}
+    rest = fma(g * g, p, fma(e, LOG2_LOW_32, g))
+    small = fma(-w_far, rest, w_near * near_end_float32(t))
+    return fma(-w_far, e * LOG2_HIGH_32, fma(w_near, t, small))
+""",
+        ),
+        Formula(
+            "loss_float64",
+            "The same in float64.",
+            """\
+def loss_float64(x, y):
+    beyond_half = x > 0.5
+    t = 1.0 - x if beyond_half else x
+    w_far = 1.0 - y if beyond_half else y
+    w_near = y if beyond_half else 1.0 - y
+    e, m = split_float64(HELD_64 if t < HELD_64 else t)
+    small = fma(-w_far, log_rest_float64(e, m), w_near * near_end_float64(t))
+    return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
+""",
+        ),
+        Formula(
+            "terms_float32",
+            "For sums: the loss as three float32 numbers (a, b, rest), with\n"
+            "\n"
+            "    loss = b + y (a - b) + rest,    a = -log x and b = -log(1-x) but for their rounding errors,\n"
+            "\n"
+            "which `rest` holds.  Put together in float64 this is good to 2^-27, where the rounded loss_float32 is good\n"
+            "to 2^-23: a sum of ten million equal elements is then still within 1 ULP.  high is e LOG2_HIGH + g rounded,\n"
+            "g - (high - e LOG2_HIGH) its rounding error (Dekker's fast two-sum: |e LOG2_HIGH| > |g|).",
+            f"""\
+def terms_float32(x, y):
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    w_far = F32(1.0) - y if beyond_half else y
+    w_near = y if beyond_half else F32(1.0) - y
+    e, g = split_float32(t)
+    {LOG_32.horner("p", "g")}
+    exact = e * LOG2_HIGH_32
+    high = exact + g
+    low = fma(e, LOG2_LOW_32, fma(g * g, p, g - (high - exact)))
+    a = t if beyond_half else -high
+    b = -high if beyond_half else t
+    return a, b, fma(-w_far, low, w_near * near_end_float32(t))
+""",
+        ),
+        *(
+            Formula(
+                f"gradient_{f.name}",
+                "d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.\n"
+                "\n"
+                "Numerator n and denominator d = x - x^2 are kept with their rounding errors (two-sum; fma), and the\n"
+                "quotient q = n (1/d) is corrected by its residual: the result is within 1 ULP, not the 2.5 of plain steps.\n"
+                "Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and\n"
+                "1/(1-t) = 1+t to the last bit."
+                if f.name == "float32"
+                else "The same in float64.",
+                Template(
+                    """\
+def gradient_$T(x, y):
+    n = x - y
+    back = n - x
+    n_error = (x - (n - back)) - (y + back)
+    square = x * x
+    d = x - square
+    d_error = ((x - d) - square) - fma(x, x, -square)
+    reciprocal = $one / d
+    q = n * reciprocal
+    q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    beyond_half = x > $half
+    t = $one - x if beyond_half else x
+    v = $one - y if beyond_half else y
+    u = y if beyond_half else $one - y
+    steep = fma(-v, STEEP_REST_$B, fma(-v, STEEP_$B, fma(u, t, u)))
+    steep = -steep if beyond_half else steep
+    return steep if t < FLOOR_$B else q
+"""
+                ).substitute(f.words, half=f.literal("0.5"), B=f.name[-2:]),
+            )
+            for f in FLOATS
+        ),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- CPU
+CPU_HEAD = '''\
+"""CPU formulas and loops.  Written by tools/generate_kernels.py: change the table there.
+
+Formulas take and give one element.  Loops work on one block of at most BLOCK elements, in memory that stays in
+the L1 cache; nbbce/_blocks_cpu.py walks the blocks of a call and calls them through their addresses, so each has
+one of two C signatures:
+
+    makers    (x, y, w, scale, out, count, scratch) -> float64      addresses but for scale and count
+    copiers   (source, its strides by row and column, destination, its strides, rows, columns) -> 0
+"""
+
+import numpy as np
+from numba import njit
+
+from nbbce._compile import copier, maker
+from nbbce._primitives_cpu import (
+    array_at,
+    bfloat16_of_float32,
+    bits_of_float32,
+    bits_of_float64,
+    float32_of_bfloat16,
+    float32_of_bits,
+    float32_of_half,
+    float64_of_bits,
+    fma,
+    half_of_float32,
+)
+
+# The default error model checks each division, and that branch stops a loop from vectorising.
+formula = njit(error_model="numpy")
+
+BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
+LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
+DEPTH = 8  # products are renormalised after this many factors: 2^-126 each, so 2^-1008 at worst, still normal
+
+'''
+
+LANE_RULE = """\
+
+# Sums.  Element i of a block goes to lane i mod LANES; lanes are folded by halving.  A block shorter than it
+# should be is padded with x = y = 0, whose loss is exactly 0.  So the tree of additions depends on the number of
+# elements alone, not on threads, memory layout or target.
+
+
+@njit(error_model="numpy")
+def fold(lanes):
+    width = U64(LANES // 2)
+    while width > U64(0):
+        for j in range(width):
+            lanes[j] += lanes[j + width]
+        width = width >> U64(1)
+    return lanes[0]
+"""
+
+HARD_SUM = Template('''
+
+@maker
+def hard_sum_${T}_${labels}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
+    x, y = array_at(x_at, BLOCK, $numpy_T), array_at(y_at, BLOCK, $label_type)
+    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    for j in range(U64(8)):
+        if y[j] != $label_zero and y[j] != $label_one:
+            return np.nan
+    product[:] = 1.0
+    exponent[:] = 0
+    largest, smallest, soft, vanished = $U(0), ~$U(0), $soft_zero, I64(0)$correction_start
+    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
+        for j in range(U64(LANES)):
+            p = product[j]$correction_load
+            for k in range(U64(DEPTH)):
+                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+                bits = bits_of_$T(xi)
+                largest = bits if bits > largest else largest
+                bits = $U(bits - $U(1))  # a zero wraps around: it is no subnormal
+                smallest = bits if bits < smallest else smallest
+                $label_step
+                d = c - $wide_x$correction_step
+                p *= d$correction_store
+            bits = bits_of_float64(p)
+            e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
+            vanished += I64(1) if e == U64(0) else I64(0)
+            exponent[j] += I64(e) - I64(1023)
+            product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
+    suspect = largest > $U($BITS_OF_ONE) or smallest < $U($LEAST_NORMAL - 1)
+    if suspect or $is_soft or vanished > I64(0):
+        return np.nan
+    width = U64(LANES // 2)
+    while width > U64(0):
+        for j in range(width):
+            product[j] *= product[j + width]
+            exponent[j] += exponent[j + width]
+        width = width >> U64(1)
+    e, m = split_float64(product[0])
+    e += F64(exponent[0])
+    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m))$correction_end
+    return total if total >= LEAST_HARD_SUM_${B} else np.nan
+''')
+
+HARD_LEGEND = """\
+
+
+# Hard labels.  If every label of a block is 0 or 1, its sum of logarithms is the logarithm of a product:
+#
+#     sum of losses = -log prod |c - x|,    c = 1-y, so |c - x| is x for y = 1 and 1-x for y = 0.
+#
+# LANES float64 products run side by side; every DEPTH factors the exponent goes to an integer and the significand
+# back to [1, 2), so nothing underflows.  256 significands below 2 fold into one product below 2^256: one
+# logarithm a block.  The error is 2^-53 a factor, absolute in the sum; so a block whose sum is small is refused,
+# as is one with a soft label, an x outside [0, 1], a subnormal x (it may lie below e^-100, where the logarithm is
+# held) or a product of 0 (a fully wrong answer, which costs 100).  A refused block goes to the sum of losses.
+# The rule looks at the block alone, so layout and threads cannot change the bits.
+
+# float32: 4096 factors are off by 4096 * 1.5 * 2^-53 at most, which is 2^-27 of this sum.
+LEAST_HARD_SUM_32 = 4096 * 2.0**-25
+# float64: the 4096 roundings are as good as random, sqrt(4096) * 2^-54 together: half an ULP of this sum.  And 1-x
+# is itself rounded, for x < 1/2: (c-d)-x is that error, exactly, and -log d is off by error/d, which is summed too,
+# with 1/d on [1/2, 1] as 2.914 - 2 d (within 6 %, of a term that is below half an ULP of 1).
+LEAST_HARD_SUM_64 = 128.0
+"""
+
+SOFT_SUM = {
+    "float32": '''
+
+@maker
+def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the (weighted) losses of a block; NaN if an x or y is outside [0, 1] or NaN.  `w` is float64, or nothing."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
+    a = array_at(scratch_at + 8 * LANES, LANES, F32)
+    b = array_at(scratch_at + 12 * LANES, LANES, F32)
+    rest = array_at(scratch_at + 16 * LANES, LANES, F32)
+    lanes[:] = 0.0
+    largest_x, largest_y = U32(0), U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        # Two loops, since one that mixes the types would run float32 at the width of float64 (0.72 ns, not 0.45).
+        for j in range(U64(LANES)):
+            xi, yi = x[row + j], y[row + j]
+            bits = bits_of_float32(xi + F32(0.0))
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            a[j], b[j], rest[j] = terms_float32(xi, yi)
+        if w_at == 0:
+            for j in range(U64(LANES)):
+                wide_b = F64(b[j])
+                lanes[j] += fma(F64(y[row + j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])
+        else:
+            for j in range(U64(LANES)):
+                wide_b = F64(b[j])
+                loss = fma(F64(y[row + j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])
+                lanes[j] = fma(w[row + j], loss, lanes[j])
+    bad = largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000)
+    return np.nan if bad else fold(lanes)
+''',
+    "float64": '''
+
+@maker
+def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the (weighted) losses of a block; NaN if an x or y is outside [0, 1] or NaN.  `w` is float64, or nothing."""
+    x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
+    lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
+    losses = array_at(scratch_at + 8 * LANES, LANES, F64)
+    lanes[:] = 0.0
+    largest_x, largest_y = U64(0), U64(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        for j in range(U64(LANES)):
+            xi, yi = x[row + j], y[row + j]
+            bits = bits_of_float64(xi + 0.0)
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float64(yi + 0.0)
+            largest_y = bits if bits > largest_y else largest_y
+            losses[j] = loss_float64(xi, yi)
+        if w_at == 0:
+            for j in range(U64(LANES)):
+                lanes[j] += losses[j]
+        else:
+            for j in range(U64(LANES)):
+                lanes[j] = fma(w[row + j], losses[j], lanes[j])
+    bad = largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000)
+    return np.nan if bad else fold(lanes)
+''',
+}
+
+ELEMENTWISE_LEGEND = """\
+
+
+# One result an element.  Each returns 1.0 if an x or y lies outside [0, 1] or is NaN, which is when its bits are above
+# those of 1.0 (adding 0.0 first makes a -0.0 a 0.0).  The largest bits are tracked, not the comparisons: an integer
+# maximum vectorises, a flag set in a loop did not.
+"""
+
+ELEMENTWISE = Template('''
+
+@maker
+def each_${what}_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """$says"""
+    size = U64(count)
+    x, y, out = array_at(x_at, size, $numpy_T), array_at(y_at, size, $numpy_T), array_at(out_at, size, $numpy_T)
+    largest_x, largest_y = $U(0), $U(0)
+    for i in range(size):
+        xi, yi = x[i], y[i]
+        bits = bits_of_$T(xi + $zero)
+        largest_x = bits if bits > largest_x else largest_x
+        bits = bits_of_$T(yi + $zero)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = ${what}_$T(xi, yi)
+$after    return F64(largest_x > $U($BITS_OF_ONE) or largest_y > $U($BITS_OF_ONE))
+''')
+
+WEIGHTED = """\
+    if w_at != 0:
+        w = array_at(w_at, size, F64)
+        for i in range(size):
+            out[i] = $numpy_T(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = $numpy_T(F64(out[i]) * scale)
+"""
+
+WEIGHTED_LOSS_32 = '''
+
+@maker
+def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Loss times `scale` times w (float64, or nothing), rounded once."""
+    size = U64(count)
+    a = array_at(scratch_at, LANES, F32)
+    b = array_at(scratch_at + 4 * LANES, LANES, F32)
+    rest = array_at(scratch_at + 8 * LANES, LANES, F32)
+    largest_x, largest_y = U32(0), U32(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        at = I64(4) * I64(row)
+        x, y = array_at(x_at + at, width, F32), array_at(y_at + at, width, F32)
+        out, w = array_at(out_at + at, width, F32), array_at(w_at + I64(2) * at, width, F64)
+        for j in range(width):
+            bits = bits_of_float32(x[j] + F32(0.0))
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float32(y[j] + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            a[j], b[j], rest[j] = terms_float32(x[j], y[j])
+        if w_at == 0:
+            for j in range(width):
+                wide_b = F64(b[j])
+                out[j] = F32((fma(F64(y[j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])) * scale)
+        else:
+            for j in range(width):
+                wide_b = F64(b[j])
+                out[j] = F32((fma(F64(y[j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])) * (w[j] * scale))
+    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
+'''
+
+BLOCK_TOOLS = Template('''
+
+@maker
+def mark_bad_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Index of the first x or y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
+    size = U64(count)
+    x, y, out = array_at(x_at, size, $numpy_T), array_at(y_at, size, $numpy_T), array_at(out_at, size, $numpy_T)
+    first = -1.0
+    for i in range(size):
+        if not ($zero <= x[i] <= $one and $zero <= y[i] <= $one):
+            if first < 0.0:
+                first = F64(i)
+            if out_at != 0:
+                out[i] = $numpy_T(np.nan)
+    return first
+
+
+@maker
+def check_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """NaN if an x or y is outside [0, 1] or NaN, else 0."""
+    size = U64(count)
+    x, y = array_at(x_at, size, $numpy_T), array_at(y_at, size, $numpy_T)
+    largest = $U(0)
+    for i in range(size):
+        bits = bits_of_$T(x[i] + $zero)
+        largest = bits if bits > largest else largest
+        bits = bits_of_$T(y[i] + $zero)
+        largest = bits if bits > largest else largest
+    return np.nan if largest > $U($BITS_OF_ONE) else 0.0
+
+
+@maker
+def keep_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Where the mask at `out` is False: x = y = 0, which costs nothing, and w, if any, is 0."""
+    size = U64(count)
+    x, y, mask = array_at(x_at, size, $numpy_T), array_at(y_at, size, $numpy_T), array_at(out_at, size, np.uint8)
+    w = array_at(w_at, size, F64)
+    for i in range(size):
+        x[i] = x[i] if mask[i] else $zero
+        y[i] = y[i] if mask[i] else $zero
+    if w_at != 0:
+        for i in range(size):
+            w[i] = w[i] if mask[i] else 0.0
+    return 0.0
+
+
+@maker
+def clip_half_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """`out` held at the largest finite float16, either sign: a gradient of 1e12 has no other half."""
+    size = U64(count)
+    out = array_at(out_at, size, $numpy_T)
+    largest = $numpy_T(65504.0)
+    for i in range(size):
+        value = out[i]
+        value = largest if value > largest else value
+        out[i] = -largest if value < -largest else value
+    return 0.0
+''')
+
+COPY_LEGEND = """\
+
+
+# Loads and stores that convert.  A row of the table is what a dtype is in memory and how it becomes another.
+"""
+
+COPY = Template('''
+
+@copier
+def copy_${source}_to_$destination(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    width = U64(columns)
+    if rows == 1 and from_step == $source_size and to_step == $destination_size:
+        from_, to = array_at(from_at, width, $source_type), array_at(to_at, width, $destination_type)
+        for c in range(width):
+            to[c] = $dense
+        return 0
+    for r in range(rows):
+        from_item, to_item = from_at + r * from_row, to_at + r * to_row
+        for _ in range(width):
+            array_at(to_item, 1, $destination_type)[0] = $strided
+            from_item += from_step
+            to_item += to_step
+    return 0
+''')
+
+# name: (bytes, type in memory, expression that makes it a $T)
+LOADS = {
+    "float16": (2, "np.uint16", "{T}(float32_of_half({v}))"),
+    "bfloat16": (2, "np.uint16", "{T}(float32_of_bfloat16({v}))"),
+    "float32": (4, "F32", "{T}({v})"),
+    "float64": (8, "F64", "{T}({v})"),
+    "int8": (1, "np.int8", "{T}({v})"),
+    "int16": (2, "np.int16", "{T}({v})"),
+    "int32": (4, "I32", "{T}({v})"),
+    "int64": (8, "I64", "{T}({v})"),
+    "uint8": (1, "np.uint8", "{T}({v})"),
+    "uint16": (2, "np.uint16", "{T}({v})"),
+    "uint32": (4, "U32", "{T}({v})"),
+    "uint64": (8, "U64", "{T}({v})"),
+}
+STORES = {
+    "float16": (2, "np.uint16", "half_of_float32(F32({v}))"),
+    "bfloat16": (2, "np.uint16", "bfloat16_of_float32(F32({v}))"),
+    "float32": (4, "F32", "F32({v})"),
+    "float64": (8, "F64", "F64({v})"),
+}
+
+
+def copies() -> str:
+    """Every conversion once: loads of any dtype, stores of any float, and bytes as they are."""
+    text, done = COPY_LEGEND, set()
+    pairs = [(s, f.name) for f in FLOATS for s in LOADS] + [(f.name, d) for f in FLOATS for d in STORES]
+    for source, destination in [*pairs, ("uint8", "uint8")]:
+        if (source, destination) in done:
+            continue
+        done.add((source, destination))
+        source_size, source_type, load = LOADS[source]
+        size, type_, store = STORES.get(destination, LOADS[destination])
+        if source in STORES and destination in ("float16", "bfloat16"):
+            expression = store
+        else:
+            expression = load.replace("{T}", {"float32": "F32", "float64": "F64"}.get(destination, "np.uint8"))
+        text += COPY.substitute(
+            source=source,
+            destination=destination,
+            source_size=source_size,
+            source_type=source_type,
+            destination_size=size,
+            destination_type=type_,
+            dense=expression.format(v="from_[c]"),
+            strided=expression.format(v=f"array_at(from_item, 1, {source_type})[0]"),
+        )
+    return text
+
+
+def hard_sums() -> str:
+    """The product loops: float32 and float64, labels as floats and as bytes."""
+    text = HARD_LEGEND
+    for f in FLOATS:
+        wide = f.name == "float64"
+        # 1-x is rounded in float64 (it is exact for a float32 x above 2^-29): the error is (c-d)-x, and it changes
+        # -log|d| by error/d.  It is there for x < 1/2 only, where 1/d lies in [1, 2]: 2.914 - 2d is within 6 %.
+        correction = dict.fromkeys(("start", "load", "step", "store", "end"), "")
+        if wide:
+            correction = {
+                "start": "\n    correction = array_at(scratch_at + 16 * LANES, LANES, F64)\n    correction[:] = 0.0",
+                "load": "\n            q = correction[j]",
+                "step": "\n                q = fma((c - d) - xi, fma(-2.0, d, 2.914), q)",
+                "store": "\n            correction[j] = q",
+                "end": " - fold(correction)",
+            }
+        for labels in ("float", "byte"):
+            floats = labels == "float"
+            c = f"{f.literal('1.0')} - yi" if floats else "0.0 if yi != np.uint8(0) else 1.0"
+            step = f"c = {c}" + (f"\n                soft |= bits_of_{f.name}(yi * c)" if floats else "\n                soft |= yi")
+            if floats and not wide:
+                step += "\n                c = F64(c)"
+            text += HARD_SUM.substitute(
+                f.words,
+                labels=labels,
+                numpy_T="F64" if wide else "F32",
+                B=f.name[-2:],
+                label_type=("F64" if wide else "F32") if floats else "np.uint8",
+                label_zero=f.literal("0.0") if floats else "np.uint8(0)",
+                label_one=f.literal("1.0") if floats else "np.uint8(1)",
+                soft_zero=f"{f.unsigned}(0)" if floats else "np.uint8(0)",
+                label_step=step,
+                is_soft=f"soft != {f.unsigned}(0)" if floats else "soft > np.uint8(1)",
+                wide_x="xi" if wide else "F64(xi)",
+                **{f"correction_{place}": text for place, text in correction.items()},
+            )
+    return text
+
+
+def render_cpu() -> str:
+    """The text of the CPU module."""
+    text = CPU_HEAD + CONSTANTS + "\n" + LEGEND
+    for row in formulas():
+        comment = "\n".join(f"# {line}".rstrip() for line in row.derivation.splitlines())
+        text += f"\n\n{comment}\n@formula\n{row.text}"
+    text += "\n" + LANE_RULE + hard_sums()
+    for f in FLOATS:
+        text += SOFT_SUM[f.name]
+    text += ELEMENTWISE_LEGEND
+    for f in FLOATS:
+        words = f.words | {"numpy_T": "F64" if f.name == "float64" else "F32"}
+        after = Template(WEIGHTED).substitute(words)
+        weighted = after if f.name == "float64" else ""
+        for what, says, tail in (
+            ("loss", "The loss of each element" + (", times w and `scale`." if weighted else "."), weighted),
+            ("gradient", "The gradient of each element, times w (float64, or nothing) and `scale`.", after),
+        ):
+            text += ELEMENTWISE.substitute(words, what=what, says=says, after=tail)
+        if f.name == "float32":
+            text += WEIGHTED_LOSS_32
+        text += BLOCK_TOOLS.substitute(words)
+    return text + copies()
+
+
+TARGETS = {"_generated_cpu.py": render_cpu}
+
+
+def main() -> int:
+    """Write every module, or compare with `--check`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare instead of writing; exit 1 on any difference")
+    check, stale = parser.parse_args().check, 0
+    for filename, render in TARGETS.items():
+        path, text = ROOT / "nbbce" / filename, render()
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"nbbce/{filename} is stale: run python tools/generate_kernels.py", file=sys.stderr)
+            stale = 1
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())
