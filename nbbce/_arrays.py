@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 # What the kernels read and write, by the name that the generated loops use.  A bool is a byte of 0 or 1.
-_NAMES = (
-    "float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
-)
+_NAMES = "float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _kinds: dict[np.dtype[Any], str | None] = {}
 

@@ -16,8 +16,8 @@ import numpy as np
 from numba import njit, prange
 
 from nbbce._compile import entry
-from nbbce._generated_cpu import BLOCK, DEPTH, LANES, fold
-from nbbce._primitives_cpu import array_at, call_copier, call_maker
+from nbbce._generated_cpu import BLOCK, HARD, LANES, fold
+from nbbce._primitives_cpu import array_at, call_copier, call_maker, data_of
 
 # Addresses of the operands; 0 stands for one that the call does not have.
 INPUT, TARGET, WEIGHT, GRAD_OUTPUT, WHERE, LOSS, GRADIENT = range(7)
@@ -34,7 +34,8 @@ SHAPE = 31  # the shape starts here; the seven operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
-PADDED = DEPTH * LANES  # a sum reads multiples of this
+# A block shorter than HARD goes to the sum of losses, which reads multiples of LANES: one element is then summed with
+# 255 of x = y = 0, which takes 0.1 us.
 
 loop = njit(error_model="numpy", nogil=True)
 
@@ -122,29 +123,38 @@ def _walk(call, loss_scale, gradient_scale, first, last, wave_start, sums):
     size, summing = call[SIZE], call[SUM] != 0
     masked, bytes_wanted = call[WHERE] != 0, call[WIDEN] != 0
     floats_wanted = call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
-    buffers, scratch = np.empty((GRADIENT + 1, BLOCK), np.float64), np.empty(3 * LANES, np.float64)
-    buffers_at, scratch_at = buffers.ctypes.data, scratch.ctypes.data
+    # A small call touches little memory: short buffers, and those of the weights and results only where needed.
+    room = 8 * min(BLOCK, (size + LANES - 1) // LANES * LANES)
+    plain = call[WEIGHT] == 0 and call[GRAD_OUTPUT] == 0 and not masked
+    plain = plain and call[COPIERS + LOSS] == 0 and call[COPIERS + GRADIENT] == 0
+    memory = np.empty(24 * LANES + (2 if plain else 7) * room + (room if bytes_wanted else 0), np.uint8)
+    scratch_at = memory.ctypes.data
+    buffers_at = scratch_at + 24 * LANES
+    widened_at = buffers_at + (2 if plain else 7) * room
     at = np.zeros(WHERE + 1, np.int64)
     first_bad = -1
     for block in range(first, last):
         start = block * BLOCK
         count = min(BLOCK, size - start)
-        padded = (count + PADDED - 1) // PADDED * PADDED if summing else count
+        hard = call[HARD_SUM] != 0 and count >= HARD
+        padded = count
+        if summing:
+            padded = (count + HARD - 1) // HARD * HARD if hard else (count + LANES - 1) // LANES * LANES
         for operand in range(WHERE + 1):
             if call[operand] != 0:
-                at[operand] = _loaded(call, operand, start, count, padded, buffers_at + operand * 8 * BLOCK)
+                at[operand] = _loaded(call, operand, start, count, padded, buffers_at + operand * room)
         x, y, labels, w, factor = at[INPUT], at[TARGET], at[TARGET], at[WEIGHT], at[WEIGHT]
         if call[GRAD_OUTPUT] != 0 or (masked and call[EACH_GRADIENT] != 0):
-            factor = buffers_at + GRAD_OUTPUT * 8 * BLOCK
+            factor = buffers_at + GRAD_OUTPUT * room
             _multiply(factor, at[GRAD_OUTPUT], w, count)
         if masked:
             call_maker(call[KEEP], (x, y, w, 1.0, at[WHERE], count, scratch_at))
             call_maker(call[KEEP], (x, y, factor, 1.0, at[WHERE], count, scratch_at))
         total, bad = np.nan, -1.0
-        if call[HARD_SUM] != 0:
+        if hard:
             total = call_maker(call[HARD_SUM], (x, labels, 0, 1.0, 0, padded, scratch_at))
         if bytes_wanted and (floats_wanted or np.isnan(total)):
-            y = buffers_at + LOSS * 8 * BLOCK
+            y = widened_at
             call_copier(call[WIDEN], (labels, 0, 1, y, 0, call[ITEMS + INPUT], 1, padded))
         if summing:
             if np.isnan(total):
@@ -156,7 +166,7 @@ def _walk(call, loss_scale, gradient_scale, first, last, wave_start, sums):
             maker, result = call[EACH_LOSS + k], LOSS + k
             if maker == 0:
                 continue
-            out = buffers_at + GRADIENT * 8 * BLOCK
+            out = buffers_at + GRADIENT * room
             if call[COPIERS + result] == 0:
                 out = call[result] + start * call[ITEMS + result]
             scale, weights = (loss_scale, w) if k == 0 else (gradient_scale, factor)
@@ -178,9 +188,22 @@ def _add_wave(lanes, sums, count):
         lanes[i % LANES] += sums[i]
 
 
+@loop
+def _of_arrays(call, x_id, y_id, loss_id, gradient_id, size):
+    """A copy of the call on these arrays (by their `id`) of `size` elements; the call itself if `x_id` is 0."""
+    if x_id == 0:
+        return call
+    filled = call.copy()
+    filled[INPUT], filled[TARGET] = data_of(x_id), data_of(y_id)
+    filled[LOSS], filled[GRADIENT] = data_of(loss_id), data_of(gradient_id)
+    filled[SIZE] = filled[SHAPE + 1] = size
+    return filled
+
+
 @entry()
-def run_serial(call, loss_scale, gradient_scale, chunks):
+def run_serial(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradient_scale, chunks):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, or -1."""
+    call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
     sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES, np.float64)
     for start in range(0, blocks, WAVE):
@@ -189,12 +212,13 @@ def run_serial(call, loss_scale, gradient_scale, chunks):
         first_bad = bad if first_bad < 0 else first_bad
         if call[SUM] != 0:
             _add_wave(lanes, sums, stop - start)
-    return fold(lanes), first_bad
+    return sums[0] if blocks == 1 else fold(lanes), first_bad
 
 
 @entry(parallel=True)
-def run_parallel(call, loss_scale, gradient_scale, chunks):
+def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
+    call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
     sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES, np.float64)
     found = np.empty(chunks, np.int64)
@@ -208,4 +232,4 @@ def run_parallel(call, loss_scale, gradient_scale, chunks):
             first_bad = found[chunk] if first_bad < 0 else first_bad
         if call[SUM] != 0:
             _add_wave(lanes, sums, stop - start)
-    return fold(lanes), first_bad
+    return sums[0] if blocks == 1 else fold(lanes), first_bad

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,33 +19,38 @@ from nbbce._arrays import FLOATS, Array, host_view, is_array, is_on_device, is_r
 REDUCTIONS = ("mean", "sum", "none")
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Call:
-    """What a call asks for: arrays whose dtypes and shapes fit, and numbers."""
+    """What a call asks for: arrays whose dtypes and shapes fit, and numbers.
+
+    What few calls have is set after the making, which keeps that of a plain call short (it counts at one element).
+    """
 
     function: str
     input: Array
     target: Array
-    weight: Array | None
-    weight_number: float
     reduction: str
-    where: Array | None
     count: int
     """Elements that count: those that `where` keeps."""
     dtype: np.dtype[Any]
-    value_out: Array | None
-    gradient_out: Array | None
-    grad_output: Array | None
-    grad_output_number: float
     validate: bool
     wants_value: bool
     wants_gradient: bool
+    weight: Array | None = field(default=None, init=False)
+    weight_number: float = field(default=1.0, init=False)
+    where: Array | None = field(default=None, init=False)
+    grad_output: Array | None = field(default=None, init=False)
+    grad_output_number: float = field(default=1.0, init=False)
+    value_out: Array | None = field(default=None, init=False)
+    gradient_out: Array | None = field(default=None, init=False)
 
 
 def _describe(value: object) -> str:
     """Name a value that is no array as a user would."""
     text = repr(value)
-    return type(value).__name__ if len(text) > 40 or "\n" in text or not isinstance(value, (str, numbers.Number)) else text
+    return (
+        type(value).__name__ if len(text) > 40 or "\n" in text or not isinstance(value, (str, numbers.Number)) else text
+    )
 
 
 def _array(function: str, name: str, value: Any) -> Array:
@@ -155,14 +160,13 @@ def checked(
     target: Any,
     weight: Any,
     reduction: Any,
-    *,
-    where: Any = None,
-    dtype: Any = None,
-    out: Any = None,
-    grad_output: Any = None,
-    validate: bool | None = None,
-    wants_value: bool = True,
-    wants_gradient: bool = False,
+    where: Any,
+    dtype: Any,
+    out: Any,
+    grad_output: Any,
+    validate: bool | None,
+    wants_value: bool,
+    wants_gradient: bool,
 ) -> Call:
     """Check the arguments of a public function and gather them in a `Call`."""
     x = _array(function, "input", input)
@@ -176,48 +180,47 @@ def checked(
         raise ValueError(f"{function}: 'target' must have the shape of 'input', {shape}; got {y.shape}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"{function}: 'reduction' must be one of 'mean', 'sum', 'none'; got {reduction!r}")
-    weights, weight_number = (None, 1.0) if weight is None else _factor(function, "weight", weight, shape)
-    mask, count = (None, x.size) if where is None else _where(function, where, shape)
-    result = x.dtype if dtype is None else _dtype(function, dtype)
-    grad_array, grad_number = None, 1.0
+    call = Call(function, x, y, reduction, x.size, x.dtype, validate is not False, wants_value, wants_gradient)
+    if weight is not None:
+        call.weight, call.weight_number = _factor(function, "weight", weight, shape)
+    if where is not None:
+        call.where, call.count = _where(function, where, shape)
+    if dtype is not None:
+        call.dtype = _dtype(function, dtype)
     if grad_output is not None:
-        grad_array, grad_number = _factor(function, "grad_output", grad_output, shape if reduction == "none" else ())
-    value_out = gradient_out = None
+        inner = shape if reduction == "none" else ()
+        call.grad_output, call.grad_output_number = _factor(function, "grad_output", grad_output, inner)
     if out is not None:
-        inputs = {"input": x, "target": y, "weight": weights, "where": mask, "grad_output": grad_array}
-        value_shape = shape if reduction == "none" else ()
-        if wants_value and wants_gradient:
-            if not isinstance(out, tuple) or len(out) != 2:
-                raise TypeError(f"{function}: 'out' must be a tuple of two, (value, gradient); got {_describe(out)}")
-            if out[0] is not None:
-                value_out = _out(function, "out[0]", out[0], value_shape, result, inputs)
-            if out[1] is not None:
-                gradient_out = _out(function, "out[1]", out[1], shape, result, {**inputs, "out[0]": value_out})
-        elif wants_value:
-            value_out = _out(function, "out", out, value_shape, result, inputs)
-        else:
-            gradient_out = _out(function, "out", out, shape, result, inputs)
-    if reduction == "mean" and count == 0 and wants_value:
+        _take_out(call, out)
+    if call.count == 0 and reduction == "mean" and wants_value:
         # NumPy's own words for its own case.
-        warnings.warn("Mean of empty slice.", RuntimeWarning, stacklevel=4)
-    return Call(
-        function,
-        x,
-        y,
-        weights,
-        weight_number,
-        reduction,
-        mask,
-        count,
-        result,
-        value_out,
-        gradient_out,
-        grad_array,
-        grad_number,
-        True if validate is None else bool(validate),
-        wants_value,
-        wants_gradient,
-    )
+        warnings.warn("Mean of empty slice.", RuntimeWarning, stacklevel=3)
+    return call
+
+
+def _take_out(call: Call, out: Any) -> None:
+    """Check the caller's own result arrays, and put them into the call."""
+    function, dtype = call.function, call.dtype
+    inputs = {
+        "input": call.input,
+        "target": call.target,
+        "weight": call.weight,
+        "where": call.where,
+        "grad_output": call.grad_output,
+    }
+    shape = call.input.shape
+    value_shape = shape if call.reduction == "none" else ()
+    if not call.wants_gradient:
+        call.value_out = _out(function, "out", out, value_shape, dtype, inputs)
+    elif not call.wants_value:
+        call.gradient_out = _out(function, "out", out, shape, dtype, inputs)
+    else:
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise TypeError(f"{function}: 'out' must be a tuple of two, (value, gradient); got {_describe(out)}")
+        if out[0] is not None:
+            call.value_out = _out(function, "out[0]", out[0], value_shape, dtype, inputs)
+        if out[1] is not None:
+            call.gradient_out = _out(function, "out[1]", out[1], shape, dtype, inputs | {"out[0]": call.value_out})
 
 
 def gradient_scale(call: Call) -> float:

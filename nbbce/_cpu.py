@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from functools import lru_cache
 from typing import Any
 
 import numba
@@ -13,11 +12,11 @@ import numpy as np
 
 from nbbce import _generated_cpu as generated
 from nbbce._arrays import Array, kind_of
-from nbbce._blocks_cpu import run_parallel, run_serial
+from nbbce._blocks_cpu import INPUT, LOSS, TARGET, WHERE, run_parallel, run_serial
 from nbbce._call import Call, gradient_scale, out_of_domain
 
-# A parallel launch costs 3-5 us and wakes threads; from this many blocks on it was the faster of the two.
-PARALLEL_BLOCKS = 8
+# Above this many elements the parallel loop was the faster of the two (see asv_benchmarks).
+PARALLEL_SIZE = 8 * generated.BLOCK
 
 # One parallel launch at a time: the `workqueue` layer aborts the process when two threads launch at once, and with
 # the others a second launch would only share the same cores.  Who does not get the lock runs serially.
@@ -36,61 +35,49 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _public_address(array: Array) -> int:
+def _address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def _quick_address(array: Array) -> int:
-    # The data pointer is the first member of NumPy's C struct, right after the object head.  NumPy's public ways to
-    # it take 0.75 us, a quarter of the time of a small call; this one 0.15.
-    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
-
-
+# Whether the quick way to an array's data (see data_of) works in this Python and NumPy.
 _probe = np.zeros(3)[1:]
-_address = _quick_address if _quick_address(_probe) == _public_address(_probe) else _public_address
+_quick = ctypes.c_void_p.from_address(id(_probe) + object.__basicsize__).value == _address(_probe)
 
 
-@lru_cache(maxsize=None)
-def _plan(
-    kinds: tuple[str | None, ...], direct: tuple[bool, ...], summing: bool, each_loss: bool, weighted: bool, check: bool
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The part of a call vector that its dtypes decide: (copiers and items, makers and WIDEN)."""
-    x, _, w, g, mask, loss, gradient = kinds
+def _types_and_makers(
+    kinds: tuple[str | None, ...], direct: tuple[bool, ...], summing: bool, weighted: bool, check: bool
+) -> list[int]:
+    """The fields of a call vector that its dtypes decide: copiers, items, makers and WIDEN."""
+    x, y, w, _, mask, loss, gradient = kinds
     computed = "float64" if x == "float64" else "float32"
-    item = 8 if computed == "float64" else 4
+    seen = (computed, computed, "float64", "float64", "uint8", computed, computed)
+    sizes = {"float64": 8, "float32": 4, "uint8": 1}
     # Labels of one byte in memory are summed as they are.
     hard = summing and w is None and mask is None and not check
-    as_bytes = hard and direct[1] and kinds[1] in ("uint8", "int8")
-    copiers, items = [], []
-    for operand, kind in enumerate(kinds):
-        inner = ("float64", "float64", "uint8")[operand - 2] if operand in (2, 3, 4) else computed
-        items.append({"float64": 8, "float32": 4, "uint8": 1}[inner])
-        in_place = direct[operand] and (kind == inner or (operand == 1 and as_bytes))
-        if kind is None or in_place:
-            copiers.append(0)
-        elif operand >= 5:
-            copiers.append(getattr(generated, f"copy_{inner}_to_{kind}").address)
-        else:
-            copiers.append(getattr(generated, f"copy_{kind}_to_{inner}").address)
-    if as_bytes:
-        items[1] = 1
+    as_bytes = hard and direct[1] and y in ("uint8", "int8")
 
-    def maker(name: str, wanted: bool = True) -> int:
-        return int(getattr(generated, f"{name}_{computed}").address) if wanted else 0
+    def address(name: str, wanted: object = True) -> int:
+        return int(getattr(generated, name).address) if wanted else 0
 
-    loss_maker = "each_weighted_loss" if weighted and computed == "float32" else "each_loss"
-    makers = (
-        int(getattr(generated, f"hard_sum_{computed}_{'byte' if as_bytes else 'float'}").address) if hard else 0,
-        maker("check" if check else "sum", summing),
-        maker(loss_maker, each_loss),
-        maker("each_gradient", gradient is not None),
-        maker("mark_bad"),
-        maker("keep", mask is not None),
-        maker("clip_half", gradient == "float16"),
-        int(getattr(generated, f"copy_{kinds[1]}_to_{computed}").address) if as_bytes else 0,
-    )
-    assert item == items[0]
-    return (*copiers, *items), makers
+    copiers = []
+    for operand, (kind, inner) in enumerate(zip(kinds, seen, strict=True)):
+        in_place = direct[operand] and (kind == inner or (operand == TARGET and as_bytes))
+        pair = f"{inner}_to_{kind}" if operand >= LOSS else f"{kind}_to_{inner}"
+        copiers.append(address(f"copy_{pair}", kind is not None and not in_place))
+    items = [1 if operand == TARGET and as_bytes else sizes[inner] for operand, inner in enumerate(seen)]
+    each_loss = f"each_weighted_loss_{computed}" if weighted and computed == "float32" else f"each_loss_{computed}"
+    return [
+        *copiers,
+        *items,
+        address(f"hard_sum_{computed}_{'byte' if as_bytes else 'float'}", hard),
+        address(f"{'check' if check else 'sum'}_{computed}", summing),
+        address(each_loss, loss),
+        address(f"each_gradient_{computed}", gradient),
+        address(f"mark_bad_{computed}"),
+        address(f"keep_{computed}", mask),
+        address(f"clip_half_{computed}", gradient == "float16"),
+        address(f"copy_{y}_to_{computed}", as_bytes),
+    ]
 
 
 def _layout(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[list[int], list[list[int]]]:
@@ -115,56 +102,87 @@ def _layout(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[lis
     return extents, steps
 
 
-def _run(call: Call, loss: Array | None, gradient: Array | None, summing: bool, check: bool = False) -> tuple[float, int]:
-    """One pass over the inputs; returns the sum and the flat index of the first bad element, or -1."""
-    x, y = call.input, call.target
-    operands = (x, y, call.weight, call.grad_output if gradient is not None else None, call.where, loss, gradient)
+def _vector(operands: tuple[Array | None, ...], flat: bool, summing: bool, weighted: bool, check: bool) -> Array:
+    """The call as the block walker reads it (see _blocks_cpu.py); `flat`: contiguous operands, walked as one row."""
+    x = operands[INPUT]
+    assert x is not None
     kinds = tuple(None if a is None else kind_of(a.dtype) for a in operands)
-    # With a mask the loops change x, y and w in place, so all are copied to the buffers first.
-    direct = tuple(a is not None and a.flags.c_contiguous and call.where is None for a in operands)
-    loss_scale = call.weight_number
-    weighted = call.weight is not None or loss_scale != 1.0
-    types, makers = _plan(kinds, direct, summing, loss is not None, weighted, check)
-    size = x.size
-    addresses = [0 if a is None else _address(a) for a in operands]
-    if all(d or a is None for d, a in zip(direct, operands, strict=True)):
-        shape: tuple[int, ...] = (1, size)
-        strides = [0, 0] * 7 if not any(types[:7]) else [n for a in operands for n in (0, a.itemsize if a is not None else 0)]
+    # With a mask the loops change x, y and the weights in place, so all are copied to the buffers first.
+    masked = operands[WHERE] is not None
+    direct = tuple(a is not None and a.flags.c_contiguous and not masked for a in operands)
+    fields = _types_and_makers(kinds, direct, summing, weighted, check)
+    if flat:
+        extents, steps = [1, x.size], [[0, 0 if a is None else a.itemsize] for a in operands]
     else:
-        extents, steps = _layout(x.shape, [(0,) * x.ndim if a is None else a.strides for a in operands])
-        shape, strides = tuple(extents), [n for step in steps for n in step]
-    vector = np.array((*addresses, *types, *makers, size, len(shape), *shape, *strides), np.int64)
-    scale = gradient_scale(call) if gradient is not None else 1.0
-    if size > PARALLEL_BLOCKS * generated.BLOCK and not _serial_only and _launch.acquire(blocking=False):
-        global _launched
+        # Where memory is read as it is, strides are not looked at, so any will do.
+        strides = [a.strides if a is not None and fields[i] else (0,) * x.ndim for i, a in enumerate(operands)]
+        extents, steps = _layout(x.shape, strides)
+    addresses = [0 if a is None else _address(a) for a in operands]
+    return np.array(
+        [*addresses, *fields, x.size, len(extents), *extents, *(n for step in steps for n in step)], np.int64
+    )
+
+
+# Vectors of calls on contiguous arrays without array weights, by dtypes: they differ in addresses and size alone, which
+# the compiled side fills in.  Making one takes 20 us.
+_flat_vectors: dict[tuple[Any, ...], Array] = {}
+
+
+def _pass(
+    call: Call, loss: Array | None, gradient: Array | None, summing: bool, check: bool = False
+) -> tuple[float, int]:
+    """One pass over the inputs; returns the sum and the flat index of the first bad element, or -1."""
+    global _launched
+    x, y, weight, where = call.input, call.target, call.weight, call.where
+    grad_output = None if gradient is None else call.grad_output
+    loss_scale = call.weight_number
+    weighted = weight is not None or loss_scale != 1.0
+    if (
+        _quick
+        and weight is where is grad_output is None
+        and x.flags.c_contiguous
+        and y.flags.c_contiguous
+        and (loss is None or loss.flags.c_contiguous)
+        and (gradient is None or gradient.flags.c_contiguous)
+    ):
+        loss_type, gradient_type = None if loss is None else loss.dtype, None if gradient is None else gradient.dtype
+        key = (x.dtype, y.dtype, loss_type, gradient_type, summing, weighted, check)
+        vector = _flat_vectors.get(key)
+        if vector is None:
+            operands = (x, y, None, None, None, loss, gradient)
+            vector = _flat_vectors[key] = _vector(operands, True, summing, weighted, check)
+        ids = (id(x), id(y), 0 if loss is None else id(loss), 0 if gradient is None else id(gradient), x.size)
+    else:
+        vector = _vector((x, y, weight, grad_output, where, loss, gradient), False, summing, weighted, check)
+        ids = (0, 0, 0, 0, 0)
+    scale = 1.0 if gradient is None else gradient_scale(call)
+    if x.size > PARALLEL_SIZE and not _serial_only and _launch.acquire(blocking=False):
         try:
             threads = numba.get_num_threads()
             if threads > 1:
                 _launched = True
-                total, bad = run_parallel(vector, loss_scale, scale, threads)
-                return float(total), int(bad)
+                return run_parallel(vector, *ids, loss_scale, scale, threads)  # type: ignore[no-any-return]
         finally:
             _launch.release()
-    total, bad = run_serial(vector, loss_scale, scale, 1)
-    return float(total), int(bad)
+    return run_serial(vector, *ids, loss_scale, scale, 1)  # type: ignore[no-any-return]
 
 
 def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, each None where it is not wanted."""
-    x = call.input
-    each = call.wants_value and call.reduction == "none"
-    summing = call.wants_value and not each
-    loss, gradient = call.value_out if each else None, call.gradient_out
+    summing = call.wants_value and call.reduction != "none"
+    loss, gradient = None, call.gradient_out
+    if call.wants_value and not summing:
+        loss = call.value_out
     if call.validate and (loss is not None or gradient is not None):
         # The caller's own array must be left as it was if a value is bad, so look before writing.
-        _, bad = _run(call, None, None, summing=True, check=True)
+        _, bad = _pass(call, None, None, summing=True, check=True)
         if bad >= 0:
             raise out_of_domain(call, bad)
-    if each and loss is None:
-        loss = np.empty(x.shape, call.dtype)
+    if call.wants_value and not summing and loss is None:
+        loss = np.empty(call.input.shape, call.dtype)
     if call.wants_gradient and gradient is None:
-        gradient = np.empty(x.shape, call.dtype)
-    total, bad = _run(call, loss, gradient, summing)
+        gradient = np.empty(call.input.shape, call.dtype)
+    total, bad = _pass(call, loss, gradient, summing)
     if bad >= 0 and call.validate:
         raise out_of_domain(call, bad)
     if not summing:

@@ -30,7 +30,11 @@ formula = njit(error_model="numpy")
 
 BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
-DEPTH = 8  # products are renormalised after this many factors: 2^-126 each, so 2^-1008 at worst, still normal
+# Products side by side, and factors before they are renormalised: at worst 8 of 2^-126 or, in float64, 4 of e^-100
+# (a block with a smaller x is refused), so they stay normal.  Rows of 4 and 2 KiB were the fastest out of cache.
+PRODUCTS_32, DEPTH_32 = 128, 8
+PRODUCTS_64, DEPTH_64 = 64, 4
+HARD = 1024  # the product loops read multiples of this
 
 F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
 
@@ -113,15 +117,16 @@ STEEP_64, STEEP_REST_64 = 1e12, 0.0
 # -log(1-t) - t for t in [0, 1/2], as t^2 Q(t).
 @formula
 def near_end_float32(t):
-    q = fma(NEAR_32_8, t, NEAR_32_7)
-    q = fma(q, t, NEAR_32_6)
-    q = fma(q, t, NEAR_32_5)
-    q = fma(q, t, NEAR_32_4)
-    q = fma(q, t, NEAR_32_3)
-    q = fma(q, t, NEAR_32_2)
-    q = fma(q, t, NEAR_32_1)
-    q = fma(q, t, NEAR_32_0)
-    return t * t * q
+    tt = t * t
+    q = fma(NEAR_32_8, tt, NEAR_32_6)
+    q = fma(q, tt, NEAR_32_4)
+    q = fma(q, tt, NEAR_32_2)
+    q = fma(q, tt, NEAR_32_0)
+    q_odd = fma(NEAR_32_7, tt, NEAR_32_5)
+    q_odd = fma(q_odd, tt, NEAR_32_3)
+    q_odd = fma(q_odd, tt, NEAR_32_1)
+    q = fma(q_odd, t, q)
+    return tt * q
 
 
 # -log(1-t) - t for t in [0, 1/2].  With s = t/(2-t), -log(1-t) = 2 atanh s = 2s + s z Q(z), z = s^2;
@@ -130,15 +135,16 @@ def near_end_float32(t):
 def near_end_float64(t):
     s = t / (2.0 - t)
     z = s * s
-    q = fma(NEAR_64_9, z, NEAR_64_8)
-    q = fma(q, z, NEAR_64_7)
-    q = fma(q, z, NEAR_64_6)
-    q = fma(q, z, NEAR_64_5)
-    q = fma(q, z, NEAR_64_4)
-    q = fma(q, z, NEAR_64_3)
-    q = fma(q, z, NEAR_64_2)
-    q = fma(q, z, NEAR_64_1)
-    q = fma(q, z, NEAR_64_0)
+    zz = z * z
+    q = fma(NEAR_64_8, zz, NEAR_64_6)
+    q = fma(q, zz, NEAR_64_4)
+    q = fma(q, zz, NEAR_64_2)
+    q = fma(q, zz, NEAR_64_0)
+    q_odd = fma(NEAR_64_9, zz, NEAR_64_7)
+    q_odd = fma(q_odd, zz, NEAR_64_5)
+    q_odd = fma(q_odd, zz, NEAR_64_3)
+    q_odd = fma(q_odd, zz, NEAR_64_1)
+    q = fma(q_odd, z, q)
     return s * fma(z, q, t)
 
 
@@ -168,12 +174,13 @@ def split_float64(t):
 def log_rest_float64(e, m):
     s = (m - 1.0) / (m + 1.0)
     z = s * s
-    p = fma(LOG_64_6, z, LOG_64_5)
-    p = fma(p, z, LOG_64_4)
-    p = fma(p, z, LOG_64_3)
-    p = fma(p, z, LOG_64_2)
-    p = fma(p, z, LOG_64_1)
-    p = fma(p, z, LOG_64_0)
+    zz = z * z
+    p = fma(LOG_64_6, zz, LOG_64_4)
+    p = fma(p, zz, LOG_64_2)
+    p = fma(p, zz, LOG_64_0)
+    p_odd = fma(LOG_64_5, zz, LOG_64_3)
+    p_odd = fma(p_odd, zz, LOG_64_1)
+    p = fma(p_odd, z, p)
     return fma(s, fma(z, p, 2.0), e * LOG2_LOW_64)
 
 
@@ -186,14 +193,15 @@ def loss_float32(x, y):
     w_far = F32(1.0) - y if beyond_half else y
     w_near = y if beyond_half else F32(1.0) - y
     e, g = split_float32(t)
-    p = fma(LOG_32_7, g, LOG_32_6)
-    p = fma(p, g, LOG_32_5)
-    p = fma(p, g, LOG_32_4)
-    p = fma(p, g, LOG_32_3)
-    p = fma(p, g, LOG_32_2)
-    p = fma(p, g, LOG_32_1)
-    p = fma(p, g, LOG_32_0)
-    rest = fma(g * g, p, fma(e, LOG2_LOW_32, g))
+    gg = g * g
+    p = fma(LOG_32_6, gg, LOG_32_4)
+    p = fma(p, gg, LOG_32_2)
+    p = fma(p, gg, LOG_32_0)
+    p_odd = fma(LOG_32_7, gg, LOG_32_5)
+    p_odd = fma(p_odd, gg, LOG_32_3)
+    p_odd = fma(p_odd, gg, LOG_32_1)
+    p = fma(p_odd, g, p)
+    rest = fma(gg, p, fma(e, LOG2_LOW_32, g))
     small = fma(-w_far, rest, w_near * near_end_float32(t))
     return fma(-w_far, e * LOG2_HIGH_32, fma(w_near, t, small))
 
@@ -224,16 +232,17 @@ def terms_float32(x, y):
     w_far = F32(1.0) - y if beyond_half else y
     w_near = y if beyond_half else F32(1.0) - y
     e, g = split_float32(t)
-    p = fma(LOG_32_7, g, LOG_32_6)
-    p = fma(p, g, LOG_32_5)
-    p = fma(p, g, LOG_32_4)
-    p = fma(p, g, LOG_32_3)
-    p = fma(p, g, LOG_32_2)
-    p = fma(p, g, LOG_32_1)
-    p = fma(p, g, LOG_32_0)
+    gg = g * g
+    p = fma(LOG_32_6, gg, LOG_32_4)
+    p = fma(p, gg, LOG_32_2)
+    p = fma(p, gg, LOG_32_0)
+    p_odd = fma(LOG_32_7, gg, LOG_32_5)
+    p_odd = fma(p_odd, gg, LOG_32_3)
+    p_odd = fma(p_odd, gg, LOG_32_1)
+    p = fma(p_odd, g, p)
     exact = e * LOG2_HIGH_32
     high = exact + g
-    low = fma(e, LOG2_LOW_32, fma(g * g, p, g - (high - exact)))
+    low = fma(e, LOG2_LOW_32, fma(gg, p, g - (high - exact)))
     a = t if beyond_half else -high
     b = -high if beyond_half else t
     return a, b, fma(-w_far, low, w_near * near_end_float32(t))
@@ -293,7 +302,7 @@ def gradient_float64(x, y):
 
 @njit(error_model="numpy")
 def fold(lanes):
-    width = U64(LANES // 2)
+    width = U64(lanes.size) >> U64(1)
     while width > U64(0):
         for j in range(width):
             lanes[j] += lanes[j + width]
@@ -305,11 +314,11 @@ def fold(lanes):
 #
 #     sum of losses = -log prod |c - x|,    c = 1-y, so |c - x| is x for y = 1 and 1-x for y = 0.
 #
-# LANES float64 products run side by side; every DEPTH factors the exponent goes to an integer and the significand
-# back to [1, 2), so nothing underflows.  256 significands below 2 fold into one product below 2^256: one
+# PRODUCTS float64 products run side by side; every DEPTH factors the exponent goes to an integer and the significand
+# back to [1, 2), so nothing underflows.  128 significands below 2 fold into one product below 2^128: one
 # logarithm a block.  The error is 2^-53 a factor, absolute in the sum; so a block whose sum is small is refused,
-# as is one with a soft label, an x outside [0, 1], a subnormal x (it may lie below e^-100, where the logarithm is
-# held) or a product of 0 (a fully wrong answer, which costs 100).  A refused block goes to the sum of losses.
+# as is one with a soft label, an x outside [0, 1], an x below e^-100 but 0 (its logarithm is held; in float32 all
+# subnormals) or a product of 0 (a fully wrong answer, which costs 100).  A refused block goes to the sum of losses.
 # The rule looks at the block alone, so layout and threads cannot change the bits.
 
 # float32: 4096 factors are off by 4096 * 1.5 * 2^-53 at most, which is 2^-27 of this sum.
@@ -324,21 +333,22 @@ LEAST_HARD_SUM_64 = 128.0
 def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
-    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    product = array_at(scratch_at, PRODUCTS_32, F64)
+    exponent = array_at(scratch_at + 8 * PRODUCTS_32, PRODUCTS_32, I64)
     for j in range(U64(8)):
         if y[j] != F32(0.0) and y[j] != F32(1.0):
             return np.nan
     product[:] = 1.0
     exponent[:] = 0
     largest, smallest, soft, vanished = U32(0), ~U32(0), U32(0), I64(0)
-    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
-        for j in range(U64(LANES)):
+    for row in range(U64(0), U64(count), U64(DEPTH_32 * PRODUCTS_32)):
+        for j in range(U64(PRODUCTS_32)):
             p = product[j]
-            for k in range(U64(DEPTH)):
-                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+            for k in range(U64(DEPTH_32)):
+                xi, yi = x[row + k * U64(PRODUCTS_32) + j], y[row + k * U64(PRODUCTS_32) + j]
                 bits = bits_of_float32(xi)
                 largest = bits if bits > largest else largest
-                bits = U32(bits - U32(1))  # a zero wraps around: it is no subnormal
+                bits = U32(bits - U32(1))  # a zero wraps around: it is not too small
                 smallest = bits if bits < smallest else smallest
                 c = F32(1.0) - yi
                 soft |= bits_of_float32(yi * c)
@@ -353,7 +363,7 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     suspect = largest > U32(0x3F800000) or smallest < U32(0x00800000 - 1)
     if suspect or soft != U32(0) or vanished > I64(0):
         return np.nan
-    width = U64(LANES // 2)
+    width = U64(PRODUCTS_32 // 2)
     while width > U64(0):
         for j in range(width):
             product[j] *= product[j + width]
@@ -369,21 +379,22 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, np.uint8)
-    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    product = array_at(scratch_at, PRODUCTS_32, F64)
+    exponent = array_at(scratch_at + 8 * PRODUCTS_32, PRODUCTS_32, I64)
     for j in range(U64(8)):
         if y[j] != np.uint8(0) and y[j] != np.uint8(1):
             return np.nan
     product[:] = 1.0
     exponent[:] = 0
     largest, smallest, soft, vanished = U32(0), ~U32(0), np.uint8(0), I64(0)
-    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
-        for j in range(U64(LANES)):
+    for row in range(U64(0), U64(count), U64(DEPTH_32 * PRODUCTS_32)):
+        for j in range(U64(PRODUCTS_32)):
             p = product[j]
-            for k in range(U64(DEPTH)):
-                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+            for k in range(U64(DEPTH_32)):
+                xi, yi = x[row + k * U64(PRODUCTS_32) + j], y[row + k * U64(PRODUCTS_32) + j]
                 bits = bits_of_float32(xi)
                 largest = bits if bits > largest else largest
-                bits = U32(bits - U32(1))  # a zero wraps around: it is no subnormal
+                bits = U32(bits - U32(1))  # a zero wraps around: it is not too small
                 smallest = bits if bits < smallest else smallest
                 c = 0.0 if yi != np.uint8(0) else 1.0
                 soft |= yi
@@ -397,7 +408,7 @@ def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     suspect = largest > U32(0x3F800000) or smallest < U32(0x00800000 - 1)
     if suspect or soft > np.uint8(1) or vanished > I64(0):
         return np.nan
-    width = U64(LANES // 2)
+    width = U64(PRODUCTS_32 // 2)
     while width > U64(0):
         for j in range(width):
             product[j] *= product[j + width]
@@ -413,24 +424,25 @@ def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
-    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    product = array_at(scratch_at, PRODUCTS_64, F64)
+    exponent = array_at(scratch_at + 8 * PRODUCTS_64, PRODUCTS_64, I64)
     for j in range(U64(8)):
         if y[j] != 0.0 and y[j] != 1.0:
             return np.nan
     product[:] = 1.0
     exponent[:] = 0
     largest, smallest, soft, vanished = U64(0), ~U64(0), U64(0), I64(0)
-    correction = array_at(scratch_at + 16 * LANES, LANES, F64)
+    correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)
     correction[:] = 0.0
-    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
-        for j in range(U64(LANES)):
+    for row in range(U64(0), U64(count), U64(DEPTH_64 * PRODUCTS_64)):
+        for j in range(U64(PRODUCTS_64)):
             p = product[j]
             q = correction[j]
-            for k in range(U64(DEPTH)):
-                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+            for k in range(U64(DEPTH_64)):
+                xi, yi = x[row + k * U64(PRODUCTS_64) + j], y[row + k * U64(PRODUCTS_64) + j]
                 bits = bits_of_float64(xi)
                 largest = bits if bits > largest else largest
-                bits = U64(bits - U64(1))  # a zero wraps around: it is no subnormal
+                bits = U64(bits - U64(1))  # a zero wraps around: it is not too small
                 smallest = bits if bits < smallest else smallest
                 c = 1.0 - yi
                 soft |= bits_of_float64(yi * c)
@@ -443,10 +455,10 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             vanished += I64(1) if e == U64(0) else I64(0)
             exponent[j] += I64(e) - I64(1023)
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
-    suspect = largest > U64(0x3FF0000000000000) or smallest < U64(0x0010000000000000 - 1)
+    suspect = largest > U64(0x3FF0000000000000) or smallest < U64(0x36EA8C1F14E2AF5D - 1)
     if suspect or soft != U64(0) or vanished > I64(0):
         return np.nan
-    width = U64(LANES // 2)
+    width = U64(PRODUCTS_64 // 2)
     while width > U64(0):
         for j in range(width):
             product[j] *= product[j + width]
@@ -462,24 +474,25 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, np.uint8)
-    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    product = array_at(scratch_at, PRODUCTS_64, F64)
+    exponent = array_at(scratch_at + 8 * PRODUCTS_64, PRODUCTS_64, I64)
     for j in range(U64(8)):
         if y[j] != np.uint8(0) and y[j] != np.uint8(1):
             return np.nan
     product[:] = 1.0
     exponent[:] = 0
     largest, smallest, soft, vanished = U64(0), ~U64(0), np.uint8(0), I64(0)
-    correction = array_at(scratch_at + 16 * LANES, LANES, F64)
+    correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)
     correction[:] = 0.0
-    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
-        for j in range(U64(LANES)):
+    for row in range(U64(0), U64(count), U64(DEPTH_64 * PRODUCTS_64)):
+        for j in range(U64(PRODUCTS_64)):
             p = product[j]
             q = correction[j]
-            for k in range(U64(DEPTH)):
-                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+            for k in range(U64(DEPTH_64)):
+                xi, yi = x[row + k * U64(PRODUCTS_64) + j], y[row + k * U64(PRODUCTS_64) + j]
                 bits = bits_of_float64(xi)
                 largest = bits if bits > largest else largest
-                bits = U64(bits - U64(1))  # a zero wraps around: it is no subnormal
+                bits = U64(bits - U64(1))  # a zero wraps around: it is not too small
                 smallest = bits if bits < smallest else smallest
                 c = 0.0 if yi != np.uint8(0) else 1.0
                 soft |= yi
@@ -492,10 +505,10 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             vanished += I64(1) if e == U64(0) else I64(0)
             exponent[j] += I64(e) - I64(1023)
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
-    suspect = largest > U64(0x3FF0000000000000) or smallest < U64(0x0010000000000000 - 1)
+    suspect = largest > U64(0x3FF0000000000000) or smallest < U64(0x36EA8C1F14E2AF5D - 1)
     if suspect or soft > np.uint8(1) or vanished > I64(0):
         return np.nan
-    width = U64(LANES // 2)
+    width = U64(PRODUCTS_64 // 2)
     while width > U64(0):
         for j in range(width):
             product[j] *= product[j + width]
@@ -565,9 +578,9 @@ def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     return np.nan if bad else fold(lanes)
 
 
-# One result an element.  Each returns 1.0 if an x or y lies outside [0, 1] or is NaN, which is when its bits are above
-# those of 1.0 (adding 0.0 first makes a -0.0 a 0.0).  The largest bits are tracked, not the comparisons: an integer
-# maximum vectorises, a flag set in a loop did not.
+# One result an element.  Each returns 1.0 if it met bits above those of 1.0 in x or y: something outside [0, 1], a
+# NaN, or only a -0.0; `mark_bad` then finds out which.  The largest bits are tracked, not the comparisons: an
+# integer maximum vectorises, a flag set in a loop did not.  (Sums add 0.0 first, which makes a -0.0 a 0.0.)
 
 
 @maker
@@ -578,9 +591,9 @@ def each_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_x, largest_y = U32(0), U32(0)
     for i in range(size):
         xi, yi = x[i], y[i]
-        bits = bits_of_float32(xi + F32(0.0))
+        bits = bits_of_float32(xi)
         largest_x = bits if bits > largest_x else largest_x
-        bits = bits_of_float32(yi + F32(0.0))
+        bits = bits_of_float32(yi)
         largest_y = bits if bits > largest_y else largest_y
         out[i] = loss_float32(xi, yi)
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
@@ -594,9 +607,9 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_x, largest_y = U32(0), U32(0)
     for i in range(size):
         xi, yi = x[i], y[i]
-        bits = bits_of_float32(xi + F32(0.0))
+        bits = bits_of_float32(xi)
         largest_x = bits if bits > largest_x else largest_x
-        bits = bits_of_float32(yi + F32(0.0))
+        bits = bits_of_float32(yi)
         largest_y = bits if bits > largest_y else largest_y
         out[i] = gradient_float32(xi, yi)
     if w_at != 0:
@@ -623,9 +636,9 @@ def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
         x, y = array_at(x_at + at, width, F32), array_at(y_at + at, width, F32)
         out, w = array_at(out_at + at, width, F32), array_at(w_at + I64(2) * at, width, F64)
         for j in range(width):
-            bits = bits_of_float32(x[j] + F32(0.0))
+            bits = bits_of_float32(x[j])
             largest_x = bits if bits > largest_x else largest_x
-            bits = bits_of_float32(y[j] + F32(0.0))
+            bits = bits_of_float32(y[j])
             largest_y = bits if bits > largest_y else largest_y
             a[j], b[j], rest[j] = terms_float32(x[j], y[j])
         if w_at == 0:
@@ -704,9 +717,9 @@ def each_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_x, largest_y = U64(0), U64(0)
     for i in range(size):
         xi, yi = x[i], y[i]
-        bits = bits_of_float64(xi + 0.0)
+        bits = bits_of_float64(xi)
         largest_x = bits if bits > largest_x else largest_x
-        bits = bits_of_float64(yi + 0.0)
+        bits = bits_of_float64(yi)
         largest_y = bits if bits > largest_y else largest_y
         out[i] = loss_float64(xi, yi)
     if w_at != 0:
@@ -727,9 +740,9 @@ def each_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_x, largest_y = U64(0), U64(0)
     for i in range(size):
         xi, yi = x[i], y[i]
-        bits = bits_of_float64(xi + 0.0)
+        bits = bits_of_float64(xi)
         largest_x = bits if bits > largest_x else largest_x
-        bits = bits_of_float64(yi + 0.0)
+        bits = bits_of_float64(yi)
         largest_y = bits if bits > largest_y else largest_y
         out[i] = gradient_float64(xi, yi)
     if w_at != 0:

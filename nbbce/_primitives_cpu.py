@@ -104,6 +104,24 @@ def array_at(address, size, dtype):  # type: ignore[no-untyped-def]
     return carray(_pointer(np.int64(address)), (size,), dtype)
 
 
+@intrinsic
+def data_of(typingctx: Any, array_id: Any) -> Any:
+    """Address of the data of the NumPy array at `id(array)`; 0 for 0.
+
+    The data pointer is the first member of NumPy's C struct, right after the object head: part of its binary
+    interface since 1.0, and what Numba reads when it takes an array.  NumPy's ways to it from Python take 0.75 us
+    each, half the time of a small call; nbbce/_cpu.py checks once that this one agrees with them.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        absent = builder.icmp_unsigned("==", arguments[0], INT64(0))
+        nothing = cgutils.alloca_once_value(builder, INT64(0))
+        place = builder.inttoptr(builder.add(arguments[0], INT64(object.__basicsize__)), INT64.as_pointer())
+        return builder.load(builder.select(absent, nothing, place))
+
+    return types.int64(types.int64), code
+
+
 def _call_through_address(result: Any, llvm_result: ir.Type, *parameters: tuple[Any, ir.Type]) -> Any:
     """An intrinsic that calls the C function at the address in its first argument."""
     numba_types = tuple(parameter[0] for parameter in parameters)

@@ -10,19 +10,202 @@ __all__ = ["binary_cross_entropy", "binary_cross_entropy_grad", "binary_cross_en
 
 
 def _run(call: Call) -> tuple[Any, Any]:
-    # Imported on the first call: Numba takes 0.3 s, and `import nbbce` must not.
+    """Run a checked call.  Numba takes 0.3 s to import, so it comes in with the first call, not with `nbbce`."""
+    global _run
     from nbbce._cpu import run
 
+    _run = run
     return run(call)
 
 
-def binary_cross_entropy(input, target, weight=None, reduction="mean", *, where=None, dtype=None, out=None, validate=None):
-    return _run(checked("binary_cross_entropy", input, target, weight, reduction, where=where, dtype=dtype, out=out, validate=validate))[0]
+def binary_cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    reduction: str = "mean",
+    *,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    validate: bool | None = None,
+) -> Any:
+    """Binary cross-entropy of predicted probabilities.
+
+    The loss of one element with prediction ``x``, target ``y`` and weight ``w`` is
+    ``-w * (y * log(x) + (1 - y) * log(1 - x))``, each logarithm held at -100 or above.
+
+    Parameters
+    ----------
+    input : array of float16, bfloat16, float32 or float64
+        Predicted probabilities, in [0, 1].  Any shape and strides; any object with ``__array__`` that is an array.
+    target : array of a real dtype, of the shape of `input`
+        Wanted probabilities, in [0, 1]: labels 0 and 1 of any integer dtype or bool, or soft ones.  Converted
+        element by element to the dtype of `input` (to float32, if that has 16 bits); never copied whole.
+    weight : real number or array of a real dtype, optional
+        Factor of each element's loss; broadcasts to the shape of `input`.
+    reduction : {'mean', 'sum', 'none'}, default: 'mean'
+        What to return: the mean of the losses, their sum, or the losses.  The mean divides by the number of
+        elements, also when `weight` is given.
+    where : array of bool, optional
+        Elements to count; broadcasts to the shape of `input`.  The others cost 0, are not divided by, and may hold
+        anything.
+    dtype : float dtype, optional
+        Dtype of the result; by default that of `input`.  Sums are accumulated in float64 in any case.
+    out : numpy.ndarray, optional
+        Where the result goes: of the result's shape (``()`` for a sum or mean) and dtype, not overlapping an input.
+    validate : bool, default: True
+        Whether a value outside [0, 1], or NaN, is an error.  If not, it gives NaN.  The look costs no second pass,
+        unless `out` is given.
+
+    Returns
+    -------
+    NumPy scalar or numpy.ndarray
+        With ``reduction='none'`` an array of the shape of `input`, otherwise one number.  `out`, if it is given.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong kind or dtype.
+    ValueError
+        If shapes do not fit, `reduction` is unknown, `out` cannot be written, or a value lies outside [0, 1].
+
+    Warns
+    -----
+    RuntimeWarning
+        If the mean is over no element; it is NaN.
+
+    See Also
+    --------
+    binary_cross_entropy_grad : The derivative with respect to `input`.
+    binary_cross_entropy_value_and_grad : Both, in one pass.
+
+    Notes
+    -----
+    The rule of -100 is that of PyTorch and Paddle: a loss is never above ``100 * w``.  Single losses are within 2 ULP
+    of the exact value, float32 sums and means within 1; the bits depend neither on the number of threads nor on
+    the memory layout.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbbce import binary_cross_entropy
+    >>> input = np.array([0.9, 0.2, 0.5])
+    >>> target = np.array([1, 0, 1])
+    >>> binary_cross_entropy(input, target, reduction="none").round(4)
+    array([0.1054, 0.2231, 0.6931])
+    >>> float(binary_cross_entropy(input, target).round(4))
+    0.3406
+    """
+    call = checked(
+        "binary_cross_entropy", input, target, weight, reduction, where, dtype, out, None, validate, True, False
+    )
+    return _run(call)[0]
 
 
-def binary_cross_entropy_grad(input, target, weight=None, reduction="mean", *, grad_output=None, where=None, dtype=None, out=None, validate=None):
-    return _run(checked("binary_cross_entropy_grad", input, target, weight, reduction, grad_output=grad_output, where=where, dtype=dtype, out=out, validate=validate, wants_value=False, wants_gradient=True))[1]
+def binary_cross_entropy_grad(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    reduction: str = "mean",
+    *,
+    grad_output: Any = None,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    validate: bool | None = None,
+) -> Any:
+    """Derivative of `binary_cross_entropy` with respect to its input.
+
+    For one element ``w * ((1 - y) / max(1 - x, 1e-12) - y / max(x, 1e-12))``, which is
+    ``w * (x - y) / (x * (1 - x))`` where no floor is active; divided by the number of elements for a mean.
+
+    Parameters
+    ----------
+    input, target, weight, reduction, where, validate
+        As of `binary_cross_entropy`.
+    grad_output : real number or array, optional
+        Derivative of what follows with respect to the loss: a number for a mean or sum; for ``reduction='none'`` a
+        number or an array that broadcasts to the shape of `input`.  By default 1.
+    dtype : float dtype, optional
+        Dtype of the gradient; by default that of `input`.
+    out : numpy.ndarray, optional
+        Where the gradient goes: of the shape of `input`, not overlapping an input.
+
+    Returns
+    -------
+    numpy.ndarray
+        The gradient, of the shape of `input`.  Finite everywhere in [0, 1]: at most 1e12 for one element, and in
+        float16 held at the largest finite number.  0 where `where` is False.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy`.
+
+    See Also
+    --------
+    binary_cross_entropy_value_and_grad : Value and gradient in one pass.
+
+    Notes
+    -----
+    At the ends this is the true derivative, where ``(x - y) / max(x * (1 - x), 1e-12)``, which others use, is not:
+    for ``x = y = 0`` it is 1, not 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbbce import binary_cross_entropy_grad
+    >>> binary_cross_entropy_grad(np.array([0.5, 0.25, 0.0]), np.array([1, 0, 0]), reduction="sum").round(4)
+    array([-2.    ,  1.3333,  1.    ])
+    """
+    function = "binary_cross_entropy_grad"
+    call = checked(function, input, target, weight, reduction, where, dtype, out, grad_output, validate, False, True)
+    return _run(call)[1]
 
 
-def binary_cross_entropy_value_and_grad(input, target, weight=None, reduction="mean", *, grad_output=None, where=None, dtype=None, out=None, validate=None):
-    return _run(checked("binary_cross_entropy_value_and_grad", input, target, weight, reduction, grad_output=grad_output, where=where, dtype=dtype, out=out, validate=validate, wants_gradient=True))
+def binary_cross_entropy_value_and_grad(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    reduction: str = "mean",
+    *,
+    grad_output: Any = None,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    validate: bool | None = None,
+) -> tuple[Any, Any]:
+    """`binary_cross_entropy` and its derivative, in one pass over the inputs.
+
+    Parameters
+    ----------
+    input, target, weight, reduction, where, dtype, validate
+        As of `binary_cross_entropy`.
+    grad_output : real number or array, optional
+        As of `binary_cross_entropy_grad`; the value is not multiplied by it.
+    out : tuple of two numpy.ndarray or None, optional
+        Where value and gradient go; None stands for a new array.
+
+    Returns
+    -------
+    value : NumPy scalar or numpy.ndarray
+        The bits of `binary_cross_entropy`.
+    gradient : numpy.ndarray
+        The bits of `binary_cross_entropy_grad`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbbce import binary_cross_entropy_value_and_grad
+    >>> value, gradient = binary_cross_entropy_value_and_grad(np.array([0.5, 0.25]), np.array([1.0, 0.0]))
+    >>> float(value.round(4)), gradient.round(4)
+    (0.4904, array([-1.    ,  0.6667]))
+    """
+    function = "binary_cross_entropy_value_and_grad"
+    call = checked(function, input, target, weight, reduction, where, dtype, out, grad_output, validate, True, True)
+    return _run(call)

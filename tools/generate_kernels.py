@@ -47,10 +47,21 @@ class Polynomial(NamedTuple):
 
     def horner(self, name: str, variable: str) -> str:
         """Statements that leave the value of the polynomial at `variable` in `name`."""
-        top = len(COEFFICIENTS[self.fit]["coefficients"]) - 1
-        lines = [f"{name} = fma({self.symbol}{top}, {variable}, {self.symbol}{top - 1})"]
-        lines += [f"{name} = fma({name}, {variable}, {self.symbol}{k})" for k in range(top - 2, -1, -1)]
-        return "\n    ".join(lines)
+        return "\n    ".join(self._chain(name, variable, range(len(COEFFICIENTS[self.fit]["coefficients"]))))
+
+    def even_odd(self, name: str, variable: str) -> str:
+        """The same in two chains that run side by side: even and odd terms, each in the square of `variable`."""
+        orders = range(len(COEFFICIENTS[self.fit]["coefficients"]))
+        lines = [f"{variable}{variable} = {variable} * {variable}"]
+        lines += self._chain(name, variable * 2, orders[::2])
+        lines += self._chain(f"{name}_odd", variable * 2, orders[1::2])
+        return "\n    ".join([*lines, f"{name} = fma({name}_odd, {variable}, {name})"])
+
+    def _chain(self, name: str, variable: str, orders: range) -> list[str]:
+        """Horner's rule over some of the coefficients, lowest order first."""
+        *rest, second, top = (f"{self.symbol}{k}" for k in orders)
+        lines = [f"{name} = fma({top}, {variable}, {second})"]
+        return lines + [f"{name} = fma({name}, {variable}, {coefficient})" for coefficient in reversed(rest)]
 
 
 class Float(NamedTuple):
@@ -59,7 +70,7 @@ class Float(NamedTuple):
     name: str
     unsigned: str
     bits_of_one: str
-    least_normal: str
+    least_hard: str
 
     @property
     def words(self) -> dict[str, str]:
@@ -70,7 +81,7 @@ class Float(NamedTuple):
             "one": self.literal("1.0"),
             "zero": self.literal("0.0"),
             "BITS_OF_ONE": self.bits_of_one,
-            "LEAST_NORMAL": self.least_normal,
+            "LEAST_HARD": self.least_hard,
         }
 
     def literal(self, text: str) -> str:
@@ -80,7 +91,7 @@ class Float(NamedTuple):
 
 FLOATS = (
     Float("float32", "U32", "0x3F800000", "0x00800000"),
-    Float("float64", "U64", "0x3FF0000000000000", "0x0010000000000000"),
+    Float("float64", "U64", "0x3FF0000000000000", "0x36EA8C1F14E2AF5D"),
 )
 
 NEAR_32, LOG_32 = Polynomial("near_end_float32", "NEAR_32_"), Polynomial("log_float32", "LOG_32_")
@@ -143,8 +154,8 @@ def formulas() -> tuple[Formula, ...]:
             "-log(1-t) - t for t in [0, 1/2], as t^2 Q(t).",
             f"""\
 def near_end_float32(t):
-    {NEAR_32.horner("q", "t")}
-    return t * t * q
+    {NEAR_32.even_odd("q", "t")}
+    return tt * q
 """,
         ),
         Formula(
@@ -155,7 +166,7 @@ def near_end_float32(t):
 def near_end_float64(t):
     s = t / (2.0 - t)
     z = s * s
-    {NEAR_64.horner("q", "z")}
+    {NEAR_64.even_odd("q", "z")}
     return s * fma(z, q, t)
 """,
         ),
@@ -191,7 +202,7 @@ def split_float64(t):
 def log_rest_float64(e, m):
     s = (m - 1.0) / (m + 1.0)
     z = s * s
-    {LOG_64.horner("p", "z")}
+    {LOG_64.even_odd("p", "z")}
     return fma(s, fma(z, p, 2.0), e * LOG2_LOW_64)
 """,
         ),
@@ -206,8 +217,8 @@ def loss_float32(x, y):
     w_far = F32(1.0) - y if beyond_half else y
     w_near = y if beyond_half else F32(1.0) - y
     e, g = split_float32(t)
-    {LOG_32.horner("p", "g")}
-    rest = fma(g * g, p, fma(e, LOG2_LOW_32, g))
+    {LOG_32.even_odd("p", "g")}
+    rest = fma(gg, p, fma(e, LOG2_LOW_32, g))
     small = fma(-w_far, rest, w_near * near_end_float32(t))
     return fma(-w_far, e * LOG2_HIGH_32, fma(w_near, t, small))
 """,
@@ -242,10 +253,10 @@ def terms_float32(x, y):
     w_far = F32(1.0) - y if beyond_half else y
     w_near = y if beyond_half else F32(1.0) - y
     e, g = split_float32(t)
-    {LOG_32.horner("p", "g")}
+    {LOG_32.even_odd("p", "g")}
     exact = e * LOG2_HIGH_32
     high = exact + g
-    low = fma(e, LOG2_LOW_32, fma(g * g, p, g - (high - exact)))
+    low = fma(e, LOG2_LOW_32, fma(gg, p, g - (high - exact)))
     a = t if beyond_half else -high
     b = -high if beyond_half else t
     return a, b, fma(-w_far, low, w_near * near_end_float32(t))
@@ -323,7 +334,11 @@ formula = njit(error_model="numpy")
 
 BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
-DEPTH = 8  # products are renormalised after this many factors: 2^-126 each, so 2^-1008 at worst, still normal
+# Products side by side, and factors before they are renormalised: at worst 8 of 2^-126 or, in float64, 4 of e^-100
+# (a block with a smaller x is refused), so they stay normal.  Rows of 4 and 2 KiB were the fastest out of cache.
+PRODUCTS_32, DEPTH_32 = 128, 8
+PRODUCTS_64, DEPTH_64 = 64, 4
+HARD = 1024  # the product loops read multiples of this
 
 '''
 
@@ -336,7 +351,7 @@ LANE_RULE = """\
 
 @njit(error_model="numpy")
 def fold(lanes):
-    width = U64(LANES // 2)
+    width = U64(lanes.size) >> U64(1)
     while width > U64(0):
         for j in range(width):
             lanes[j] += lanes[j + width]
@@ -350,21 +365,22 @@ HARD_SUM = Template('''
 def hard_sum_${T}_${labels}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block whose labels are all 0 or 1; NaN if this is not such a block."""
     x, y = array_at(x_at, BLOCK, $numpy_T), array_at(y_at, BLOCK, $label_type)
-    product, exponent = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, I64)
+    product = array_at(scratch_at, PRODUCTS_$B, F64)
+    exponent = array_at(scratch_at + 8 * PRODUCTS_$B, PRODUCTS_$B, I64)
     for j in range(U64(8)):
         if y[j] != $label_zero and y[j] != $label_one:
             return np.nan
     product[:] = 1.0
     exponent[:] = 0
     largest, smallest, soft, vanished = $U(0), ~$U(0), $soft_zero, I64(0)$correction_start
-    for row in range(U64(0), U64(count), U64(DEPTH * LANES)):
-        for j in range(U64(LANES)):
+    for row in range(U64(0), U64(count), U64(DEPTH_$B * PRODUCTS_$B)):
+        for j in range(U64(PRODUCTS_$B)):
             p = product[j]$correction_load
-            for k in range(U64(DEPTH)):
-                xi, yi = x[row + k * U64(LANES) + j], y[row + k * U64(LANES) + j]
+            for k in range(U64(DEPTH_$B)):
+                xi, yi = x[row + k * U64(PRODUCTS_$B) + j], y[row + k * U64(PRODUCTS_$B) + j]
                 bits = bits_of_$T(xi)
                 largest = bits if bits > largest else largest
-                bits = $U(bits - $U(1))  # a zero wraps around: it is no subnormal
+                bits = $U(bits - $U(1))  # a zero wraps around: it is not too small
                 smallest = bits if bits < smallest else smallest
                 $label_step
                 d = c - $wide_x$correction_step
@@ -374,10 +390,10 @@ def hard_sum_${T}_${labels}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             vanished += I64(1) if e == U64(0) else I64(0)
             exponent[j] += I64(e) - I64(1023)
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
-    suspect = largest > $U($BITS_OF_ONE) or smallest < $U($LEAST_NORMAL - 1)
+    suspect = largest > $U($BITS_OF_ONE) or smallest < $U($LEAST_HARD - 1)
     if suspect or $is_soft or vanished > I64(0):
         return np.nan
-    width = U64(LANES // 2)
+    width = U64(PRODUCTS_$B // 2)
     while width > U64(0):
         for j in range(width):
             product[j] *= product[j + width]
@@ -386,7 +402,7 @@ def hard_sum_${T}_${labels}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     e, m = split_float64(product[0])
     e += F64(exponent[0])
     total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m))$correction_end
-    return total if total >= LEAST_HARD_SUM_${B} else np.nan
+    return total if total >= LEAST_HARD_SUM_$B else np.nan
 ''')
 
 HARD_LEGEND = """\
@@ -396,11 +412,11 @@ HARD_LEGEND = """\
 #
 #     sum of losses = -log prod |c - x|,    c = 1-y, so |c - x| is x for y = 1 and 1-x for y = 0.
 #
-# LANES float64 products run side by side; every DEPTH factors the exponent goes to an integer and the significand
-# back to [1, 2), so nothing underflows.  256 significands below 2 fold into one product below 2^256: one
+# PRODUCTS float64 products run side by side; every DEPTH factors the exponent goes to an integer and the significand
+# back to [1, 2), so nothing underflows.  128 significands below 2 fold into one product below 2^128: one
 # logarithm a block.  The error is 2^-53 a factor, absolute in the sum; so a block whose sum is small is refused,
-# as is one with a soft label, an x outside [0, 1], a subnormal x (it may lie below e^-100, where the logarithm is
-# held) or a product of 0 (a fully wrong answer, which costs 100).  A refused block goes to the sum of losses.
+# as is one with a soft label, an x outside [0, 1], an x below e^-100 but 0 (its logarithm is held; in float32 all
+# subnormals) or a product of 0 (a fully wrong answer, which costs 100).  A refused block goes to the sum of losses.
 # The rule looks at the block alone, so layout and threads cannot change the bits.
 
 # float32: 4096 factors are off by 4096 * 1.5 * 2^-53 at most, which is 2^-27 of this sum.
@@ -477,9 +493,9 @@ def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 ELEMENTWISE_LEGEND = """\
 
 
-# One result an element.  Each returns 1.0 if an x or y lies outside [0, 1] or is NaN, which is when its bits are above
-# those of 1.0 (adding 0.0 first makes a -0.0 a 0.0).  The largest bits are tracked, not the comparisons: an integer
-# maximum vectorises, a flag set in a loop did not.
+# One result an element.  Each returns 1.0 if it met bits above those of 1.0 in x or y: something outside [0, 1], a
+# NaN, or only a -0.0; `mark_bad` then finds out which.  The largest bits are tracked, not the comparisons: an
+# integer maximum vectorises, a flag set in a loop did not.  (Sums add 0.0 first, which makes a -0.0 a 0.0.)
 """
 
 ELEMENTWISE = Template('''
@@ -492,9 +508,9 @@ def each_${what}_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_x, largest_y = $U(0), $U(0)
     for i in range(size):
         xi, yi = x[i], y[i]
-        bits = bits_of_$T(xi + $zero)
+        bits = bits_of_$T(xi)
         largest_x = bits if bits > largest_x else largest_x
-        bits = bits_of_$T(yi + $zero)
+        bits = bits_of_$T(yi)
         largest_y = bits if bits > largest_y else largest_y
         out[i] = ${what}_$T(xi, yi)
 $after    return F64(largest_x > $U($BITS_OF_ONE) or largest_y > $U($BITS_OF_ONE))
@@ -526,9 +542,9 @@ def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
         x, y = array_at(x_at + at, width, F32), array_at(y_at + at, width, F32)
         out, w = array_at(out_at + at, width, F32), array_at(w_at + I64(2) * at, width, F64)
         for j in range(width):
-            bits = bits_of_float32(x[j] + F32(0.0))
+            bits = bits_of_float32(x[j])
             largest_x = bits if bits > largest_x else largest_x
-            bits = bits_of_float32(y[j] + F32(0.0))
+            bits = bits_of_float32(y[j])
             largest_y = bits if bits > largest_y else largest_y
             a[j], b[j], rest[j] = terms_float32(x[j], y[j])
         if w_at == 0:
@@ -687,7 +703,7 @@ def hard_sums() -> str:
         correction = dict.fromkeys(("start", "load", "step", "store", "end"), "")
         if wide:
             correction = {
-                "start": "\n    correction = array_at(scratch_at + 16 * LANES, LANES, F64)\n    correction[:] = 0.0",
+                "start": "\n    correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)\n    correction[:] = 0.0",
                 "load": "\n            q = correction[j]",
                 "step": "\n                q = fma((c - d) - xi, fma(-2.0, d, 2.914), q)",
                 "store": "\n            correction[j] = q",
@@ -696,7 +712,9 @@ def hard_sums() -> str:
         for labels in ("float", "byte"):
             floats = labels == "float"
             c = f"{f.literal('1.0')} - yi" if floats else "0.0 if yi != np.uint8(0) else 1.0"
-            step = f"c = {c}" + (f"\n                soft |= bits_of_{f.name}(yi * c)" if floats else "\n                soft |= yi")
+            step = f"c = {c}" + (
+                f"\n                soft |= bits_of_{f.name}(yi * c)" if floats else "\n                soft |= yi"
+            )
             if floats and not wide:
                 step += "\n                c = F64(c)"
             text += HARD_SUM.substitute(
