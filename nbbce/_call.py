@@ -70,7 +70,7 @@ def _number(value: object) -> float | None:
     if isinstance(value, (int, float, np.integer, np.floating, np.bool_)):
         return float(value)
     if isinstance(value, np.generic) and is_real(value.dtype):
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
     if isinstance(value, np.ndarray) and value.ndim == 0 and is_real(value.dtype):
         return float(value)
     return None
@@ -118,7 +118,7 @@ def _where(function: str, value: Any, shape: tuple[int, ...]) -> tuple[Array, in
 def _dtype(function: str, value: Any) -> np.dtype[Any]:
     """The result dtype that the caller names."""
     try:
-        dtype = np.dtype(value)
+        dtype: np.dtype[Any] = np.dtype(value)
     except TypeError:
         raise TypeError(f"{function}: 'dtype' must be one of {', '.join(FLOATS)}; got {value!r}") from None
     if kind_of(dtype) not in FLOATS:
@@ -149,7 +149,7 @@ def _out(
 def _overlap(a: Array, b: Array) -> bool:
     """Whether two arrays share an element; if that is too hard to tell, they do."""
     try:
-        return np.shares_memory(a, b, max_work=100_000)
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

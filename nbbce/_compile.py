@@ -147,9 +147,8 @@ class Native:
     @cached_property
     def compiled(self) -> Any:
         """Numba's C callback of this function."""
-        callback = CFunc(
-            self.function, sigutils.normalize_signature(self.signature), locals={}, options={"error_model": "numpy"}
-        )
+        signature = sigutils.normalize_signature(self.signature)
+        callback: Any = CFunc(self.function, signature, locals={}, options={"error_model": "numpy"})
         callback._cache = _cache_of(self.function)
         callback.compile()
         return callback

@@ -184,6 +184,20 @@ def log_rest_float64(e, m):
     return fma(s, fma(z, p, 2.0), e * LOG2_LOW_64)
 
 
+# log(1+g) - g + rest for g in [-1/3, 1/3], as g^2 P(g) + rest.
+@formula
+def log_tail_float32(g, rest):
+    gg = g * g
+    p = fma(LOG_32_6, gg, LOG_32_4)
+    p = fma(p, gg, LOG_32_2)
+    p = fma(p, gg, LOG_32_0)
+    p_odd = fma(LOG_32_7, gg, LOG_32_5)
+    p_odd = fma(p_odd, gg, LOG_32_3)
+    p_odd = fma(p_odd, gg, LOG_32_1)
+    p = fma(p_odd, g, p)
+    return fma(gg, p, rest)
+
+
 # The loss, in the order that rounds least: the small terms first, each into the next fma.
 # e LOG2_HIGH is exact, so no logarithm is ever rounded on its own.
 @formula
@@ -193,15 +207,7 @@ def loss_float32(x, y):
     w_far = F32(1.0) - y if beyond_half else y
     w_near = y if beyond_half else F32(1.0) - y
     e, g = split_float32(t)
-    gg = g * g
-    p = fma(LOG_32_6, gg, LOG_32_4)
-    p = fma(p, gg, LOG_32_2)
-    p = fma(p, gg, LOG_32_0)
-    p_odd = fma(LOG_32_7, gg, LOG_32_5)
-    p_odd = fma(p_odd, gg, LOG_32_3)
-    p_odd = fma(p_odd, gg, LOG_32_1)
-    p = fma(p_odd, g, p)
-    rest = fma(gg, p, fma(e, LOG2_LOW_32, g))
+    rest = log_tail_float32(g, fma(e, LOG2_LOW_32, g))
     small = fma(-w_far, rest, w_near * near_end_float32(t))
     return fma(-w_far, e * LOG2_HIGH_32, fma(w_near, t, small))
 
@@ -222,8 +228,8 @@ def loss_float64(x, y):
 #
 #     loss = b + y (a - b) + rest,    a = -log x and b = -log(1-x) but for their rounding errors,
 #
-# which `rest` holds.  Put together in float64 this is good to 2^-27, where the rounded loss_float32 is good
-# to 2^-23: a sum of ten million equal elements is then still within 1 ULP.  high is e LOG2_HIGH + g rounded,
+# which `rest` holds.  Put together in float64 this is good to 2^-27 (loss_float32: 2^-23), so that a sum
+# of ten million equal elements is still within 1 ULP.  high is e LOG2_HIGH + g rounded, and
 # g - (high - e LOG2_HIGH) its rounding error (Dekker's fast two-sum: |e LOG2_HIGH| > |g|).
 @formula
 def terms_float32(x, y):
@@ -232,17 +238,9 @@ def terms_float32(x, y):
     w_far = F32(1.0) - y if beyond_half else y
     w_near = y if beyond_half else F32(1.0) - y
     e, g = split_float32(t)
-    gg = g * g
-    p = fma(LOG_32_6, gg, LOG_32_4)
-    p = fma(p, gg, LOG_32_2)
-    p = fma(p, gg, LOG_32_0)
-    p_odd = fma(LOG_32_7, gg, LOG_32_5)
-    p_odd = fma(p_odd, gg, LOG_32_3)
-    p_odd = fma(p_odd, gg, LOG_32_1)
-    p = fma(p_odd, g, p)
     exact = e * LOG2_HIGH_32
     high = exact + g
-    low = fma(e, LOG2_LOW_32, fma(gg, p, g - (high - exact)))
+    low = fma(e, LOG2_LOW_32, log_tail_float32(g, g - (high - exact)))
     a = t if beyond_half else -high
     b = -high if beyond_half else t
     return a, b, fma(-w_far, low, w_near * near_end_float32(t))
@@ -251,7 +249,7 @@ def terms_float32(x, y):
 # d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.
 #
 # Numerator n and denominator d = x - x^2 are kept with their rounding errors (two-sum; fma), and the
-# quotient q = n (1/d) is corrected by its residual: the result is within 1 ULP, not the 2.5 of plain steps.
+# quotient q = n (1/d) is corrected by its residual: within 1 ULP, where plain steps are within 2.5.
 # Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and
 # 1/(1-t) = 1+t to the last bit.
 @formula
@@ -371,7 +369,7 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         width = width >> U64(1)
     e, m = split_float64(product[0])
     e += F64(exponent[0])
-    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m))
+    total = -fma(e, LOG2_HIGH_64, log_rest_float64(e, m))
     return total if total >= LEAST_HARD_SUM_32 else np.nan
 
 
@@ -416,7 +414,7 @@ def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         width = width >> U64(1)
     e, m = split_float64(product[0])
     e += F64(exponent[0])
-    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m))
+    total = -fma(e, LOG2_HIGH_64, log_rest_float64(e, m))
     return total if total >= LEAST_HARD_SUM_32 else np.nan
 
 
@@ -466,7 +464,7 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         width = width >> U64(1)
     e, m = split_float64(product[0])
     e += F64(exponent[0])
-    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m)) - fold(correction)
+    total = -fma(e, LOG2_HIGH_64, log_rest_float64(e, m)) - fold(correction)
     return total if total >= LEAST_HARD_SUM_64 else np.nan
 
 
@@ -516,13 +514,13 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         width = width >> U64(1)
     e, m = split_float64(product[0])
     e += F64(exponent[0])
-    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m)) - fold(correction)
+    total = -fma(e, LOG2_HIGH_64, log_rest_float64(e, m)) - fold(correction)
     return total if total >= LEAST_HARD_SUM_64 else np.nan
 
 
 @maker
 def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the (weighted) losses of a block; NaN if an x or y is outside [0, 1] or NaN.  `w` is float64, or nothing."""
+    """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
     lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
     a = array_at(scratch_at + 8 * LANES, LANES, F32)
@@ -554,7 +552,7 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the (weighted) losses of a block; NaN if an x or y is outside [0, 1] or NaN.  `w` is float64, or nothing."""
+    """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
     lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
     losses = array_at(scratch_at + 8 * LANES, LANES, F64)

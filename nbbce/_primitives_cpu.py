@@ -4,6 +4,8 @@ Each is one LLVM instruction or a cast.  None carries a fast-math flag, so LLVM 
 re-associate what the formulas spell out: that is what makes the bits equal on every machine.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 from typing import Any
@@ -38,7 +40,7 @@ float64_of_bits = _bit_cast(types.uint64, types.float64, DOUBLE)
 
 
 @njit(error_model="numpy")
-def float32_of_half(h):  # type: ignore[no-untyped-def]
+def float32_of_half(h):
     """The float32 equal to the IEEE half with the bits `h`.
 
     In integers, because LLVM's own conversion is a call into nowhere (a crash) on a processor without F16C.  It
@@ -54,7 +56,7 @@ def float32_of_half(h):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def half_of_float32(x):  # type: ignore[no-untyped-def]
+def half_of_float32(x):
     """The bits of the IEEE half nearest to `x`, ties to even.
 
     A normal result: re-bias the exponent and round by adding just under half of the last place.  A subnormal one:
@@ -73,13 +75,13 @@ def half_of_float32(x):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def float32_of_bfloat16(b):  # type: ignore[no-untyped-def]
+def float32_of_bfloat16(b):
     """The float32 equal to the bfloat16 with the bits `b`: bfloat16 is the upper half of a float32."""
     return float32_of_bits(np.uint32(np.uint32(b) << np.uint32(16)))
 
 
 @njit(error_model="numpy")
-def bfloat16_of_float32(x):  # type: ignore[no-untyped-def]
+def bfloat16_of_float32(x):
     """The bits of the bfloat16 nearest to `x`, ties to even."""
     bits = bits_of_float32(x)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
@@ -99,7 +101,7 @@ def _pointer(typingctx: Any, address: Any) -> Any:
 
 
 @njit
-def array_at(address, size, dtype):  # type: ignore[no-untyped-def]
+def array_at(address, size, dtype):
     """The `size` elements of `dtype` at `address`, as a contiguous array that owns nothing."""
     return carray(_pointer(np.int64(address)), (size,), dtype)
 

@@ -207,18 +207,26 @@ def log_rest_float64(e, m):
 """,
         ),
         Formula(
+            "log_tail_float32",
+            "log(1+g) - g + rest for g in [-1/3, 1/3], as g^2 P(g) + rest.",
+            f"""\
+def log_tail_float32(g, rest):
+    {LOG_32.even_odd("p", "g")}
+    return fma(gg, p, rest)
+""",
+        ),
+        Formula(
             "loss_float32",
             "The loss, in the order that rounds least: the small terms first, each into the next fma.\n"
             "e LOG2_HIGH is exact, so no logarithm is ever rounded on its own.",
-            f"""\
+            """\
 def loss_float32(x, y):
     beyond_half = x > F32(0.5)
     t = F32(1.0) - x if beyond_half else x
     w_far = F32(1.0) - y if beyond_half else y
     w_near = y if beyond_half else F32(1.0) - y
     e, g = split_float32(t)
-    {LOG_32.even_odd("p", "g")}
-    rest = fma(gg, p, fma(e, LOG2_LOW_32, g))
+    rest = log_tail_float32(g, fma(e, LOG2_LOW_32, g))
     small = fma(-w_far, rest, w_near * near_end_float32(t))
     return fma(-w_far, e * LOG2_HIGH_32, fma(w_near, t, small))
 """,
@@ -243,20 +251,19 @@ def loss_float64(x, y):
             "\n"
             "    loss = b + y (a - b) + rest,    a = -log x and b = -log(1-x) but for their rounding errors,\n"
             "\n"
-            "which `rest` holds.  Put together in float64 this is good to 2^-27, where the rounded loss_float32 is good\n"
-            "to 2^-23: a sum of ten million equal elements is then still within 1 ULP.  high is e LOG2_HIGH + g rounded,\n"
+            "which `rest` holds.  Put together in float64 this is good to 2^-27 (loss_float32: 2^-23), so that a sum\n"
+            "of ten million equal elements is still within 1 ULP.  high is e LOG2_HIGH + g rounded, and\n"
             "g - (high - e LOG2_HIGH) its rounding error (Dekker's fast two-sum: |e LOG2_HIGH| > |g|).",
-            f"""\
+            """\
 def terms_float32(x, y):
     beyond_half = x > F32(0.5)
     t = F32(1.0) - x if beyond_half else x
     w_far = F32(1.0) - y if beyond_half else y
     w_near = y if beyond_half else F32(1.0) - y
     e, g = split_float32(t)
-    {LOG_32.even_odd("p", "g")}
     exact = e * LOG2_HIGH_32
     high = exact + g
-    low = fma(e, LOG2_LOW_32, fma(gg, p, g - (high - exact)))
+    low = fma(e, LOG2_LOW_32, log_tail_float32(g, g - (high - exact)))
     a = t if beyond_half else -high
     b = -high if beyond_half else t
     return a, b, fma(-w_far, low, w_near * near_end_float32(t))
@@ -268,7 +275,7 @@ def terms_float32(x, y):
                 "d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.\n"
                 "\n"
                 "Numerator n and denominator d = x - x^2 are kept with their rounding errors (two-sum; fma), and the\n"
-                "quotient q = n (1/d) is corrected by its residual: the result is within 1 ULP, not the 2.5 of plain steps.\n"
+                "quotient q = n (1/d) is corrected by its residual: within 1 ULP, where plain steps are within 2.5.\n"
                 "Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and\n"
                 "1/(1-t) = 1+t to the last bit."
                 if f.name == "float32"
@@ -401,7 +408,7 @@ def hard_sum_${T}_${labels}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         width = width >> U64(1)
     e, m = split_float64(product[0])
     e += F64(exponent[0])
-    total = -(e * LOG2_HIGH_64 + log_rest_float64(e, m))$correction_end
+    total = -fma(e, LOG2_HIGH_64, log_rest_float64(e, m))$correction_end
     return total if total >= LEAST_HARD_SUM_$B else np.nan
 ''')
 
@@ -432,7 +439,7 @@ SOFT_SUM = {
 
 @maker
 def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the (weighted) losses of a block; NaN if an x or y is outside [0, 1] or NaN.  `w` is float64, or nothing."""
+    """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
     lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
     a = array_at(scratch_at + 8 * LANES, LANES, F32)
@@ -465,7 +472,7 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the (weighted) losses of a block; NaN if an x or y is outside [0, 1] or NaN.  `w` is float64, or nothing."""
+    """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
     lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
     losses = array_at(scratch_at + 8 * LANES, LANES, F64)
@@ -703,7 +710,8 @@ def hard_sums() -> str:
         correction = dict.fromkeys(("start", "load", "step", "store", "end"), "")
         if wide:
             correction = {
-                "start": "\n    correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)\n    correction[:] = 0.0",
+                "start": "\n    correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)"
+                "\n    correction[:] = 0.0",
                 "load": "\n            q = correction[j]",
                 "step": "\n                q = fma((c - d) - xi, fma(-2.0, d, 2.914), q)",
                 "store": "\n            correction[j] = q",
