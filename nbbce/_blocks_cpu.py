@@ -29,8 +29,11 @@ ITEMS = 14
 HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, MARK_BAD, KEEP, CLIP_HALF = range(21, 28)
 # Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
 # needs floats, and 0 says that labels are floats when loaded.
-WIDEN, SIZE, DIMENSIONS = range(28, 31)
-SHAPE = 31  # the shape starts here; the seven operands' strides follow
+WIDEN = 28
+# Elements in all; blocks that are loaded at once: more than one where memory runs across the rows of the array, so
+# that a cache line serves several rows while it is there.
+SIZE, WINDOW, DIMENSIONS = range(29, 32)
+SHAPE = 32  # the shape starts here; the seven operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -89,6 +92,8 @@ def _transfer(call, operand, start, count, buffer):
         dense = buffer + done * item
         if operand >= LOSS:
             call_copier(copier, (dense, columns * item, item, at, row, step, rows, columns))
+        elif rows > 1 and abs(row) < abs(step):
+            call_copier(copier, (at, step, row, dense, item, columns * item, columns, rows))
         else:
             call_copier(copier, (at, row, step, dense, columns * item, item, rows, columns))
         done += rows * columns
@@ -123,42 +128,53 @@ def _walk(call, loss_scale, gradient_scale, first, last, wave_start, sums):
     size, summing = call[SIZE], call[SUM] != 0
     masked, bytes_wanted = call[WHERE] != 0, call[WIDEN] != 0
     floats_wanted = call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
+    window = call[WINDOW]
     # A small call touches little memory: short buffers, and those of the weights and results only where needed.
-    room = 8 * min(BLOCK, (size + LANES - 1) // LANES * LANES)
+    room = 8 * min(window * BLOCK, (size + HARD - 1) // HARD * HARD)
     plain = call[WEIGHT] == 0 and call[GRAD_OUTPUT] == 0 and not masked
     plain = plain and call[COPIERS + LOSS] == 0 and call[COPIERS + GRADIENT] == 0
     memory = np.empty(24 * LANES + (2 if plain else 7) * room + (room if bytes_wanted else 0), np.uint8)
     scratch_at = memory.ctypes.data
     buffers_at = scratch_at + 24 * LANES
     widened_at = buffers_at + (2 if plain else 7) * room
+    loaded = np.zeros(WHERE + 1, np.int64)
     at = np.zeros(WHERE + 1, np.int64)
     first_bad = -1
     for block in range(first, last):
         start = block * BLOCK
         count = min(BLOCK, size - start)
         hard = call[HARD_SUM] != 0 and count >= HARD
-        padded = count
-        if summing:
-            padded = (count + HARD - 1) // HARD * HARD if hard else (count + LANES - 1) // LANES * LANES
+        ahead = (block - first) % window
+        if ahead == 0:
+            span = min(window, last - block) * BLOCK
+            span = min(span, size - start)
+            padded = span
+            if summing:
+                multiple = HARD if call[HARD_SUM] != 0 and (span - 1) % BLOCK + 1 >= HARD else LANES
+                padded = (span + multiple - 1) // multiple * multiple
+            for operand in range(WHERE + 1):
+                if call[operand] != 0:
+                    loaded[operand] = _loaded(call, operand, start, span, padded, buffers_at + operand * room)
         for operand in range(WHERE + 1):
             if call[operand] != 0:
-                at[operand] = _loaded(call, operand, start, count, padded, buffers_at + operand * room)
+                at[operand] = loaded[operand] + ahead * BLOCK * call[ITEMS + operand]
+        whole = min(BLOCK, padded - ahead * BLOCK)
         x, y, labels, w, factor = at[INPUT], at[TARGET], at[TARGET], at[WEIGHT], at[WEIGHT]
         if call[GRAD_OUTPUT] != 0 or (masked and call[EACH_GRADIENT] != 0):
-            factor = buffers_at + GRAD_OUTPUT * room
+            factor = buffers_at + GRAD_OUTPUT * room + ahead * BLOCK * 8
             _multiply(factor, at[GRAD_OUTPUT], w, count)
         if masked:
             call_maker(call[KEEP], (x, y, w, 1.0, at[WHERE], count, scratch_at))
             call_maker(call[KEEP], (x, y, factor, 1.0, at[WHERE], count, scratch_at))
         total, bad = np.nan, -1.0
         if hard:
-            total = call_maker(call[HARD_SUM], (x, labels, 0, 1.0, 0, padded, scratch_at))
+            total = call_maker(call[HARD_SUM], (x, labels, 0, 1.0, 0, whole, scratch_at))
         if bytes_wanted and (floats_wanted or np.isnan(total)):
             y = widened_at
-            call_copier(call[WIDEN], (labels, 0, 1, y, 0, call[ITEMS + INPUT], 1, padded))
+            call_copier(call[WIDEN], (labels, 0, 1, y, 0, call[ITEMS + INPUT], 1, whole))
         if summing:
             if np.isnan(total):
-                total = call_maker(call[SUM], (x, y, w, 1.0, 0, padded, scratch_at))
+                total = call_maker(call[SUM], (x, y, w, 1.0, 0, whole, scratch_at))
                 if np.isnan(total):
                     bad = call_maker(call[MARK_BAD], (x, y, 0, 1.0, 0, count, scratch_at))
             sums[block - wave_start] = total
@@ -178,6 +194,7 @@ def _walk(call, loss_scale, gradient_scale, first, last, wave_start, sums):
                 _transfer(call, result, start, count, out)
         if bad >= 0.0 and first_bad < 0:
             first_bad = start + np.int64(bad)
+    memory[0] = 0  # Numba frees an array after its last use, and the addresses taken from it are none
     return first_bad
 
 

@@ -18,6 +18,9 @@ from nbbce._call import Call, gradient_scale, out_of_domain
 # Above this many elements the parallel loop was the faster of the two (see asv_benchmarks).
 PARALLEL_SIZE = 8 * generated.BLOCK
 
+# Blocks loaded at once where memory runs across the rows, as in a transposed array: 128 KiB of each float32 operand.
+WINDOW_ACROSS = 8
+
 # One parallel launch at a time: the `workqueue` layer aborts the process when two threads launch at once, and with
 # the others a second launch would only share the same cores.  Who does not get the lock runs serially.
 _launch = threading.Lock()
@@ -117,9 +120,19 @@ def _vector(operands: tuple[Array | None, ...], flat: bool, summing: bool, weigh
         # Where memory is read as it is, strides are not looked at, so any will do.
         strides = [a.strides if a is not None and fields[i] else (0,) * x.ndim for i, a in enumerate(operands)]
         extents, steps = _layout(x.shape, strides)
+    across = any(abs(step[-2]) < abs(step[-1]) for step in steps[:LOSS]) and extents[-2] > 1
     addresses = [0 if a is None else _address(a) for a in operands]
     return np.array(
-        [*addresses, *fields, x.size, len(extents), *extents, *(n for step in steps for n in step)], np.int64
+        [
+            *addresses,
+            *fields,
+            x.size,
+            WINDOW_ACROSS if across else 1,
+            len(extents),
+            *extents,
+            *(n for step in steps for n in step),
+        ],
+        np.int64,
     )
 
 
@@ -149,11 +162,16 @@ def _pass(
         key = (x.dtype, y.dtype, loss_type, gradient_type, summing, weighted, check)
         vector = _flat_vectors.get(key)
         if vector is None:
-            operands = (x, y, None, None, None, loss, gradient)
-            vector = _flat_vectors[key] = _vector(operands, True, summing, weighted, check)
+            flat = (x, y, None, None, None, loss, gradient)
+            vector = _flat_vectors[key] = _vector(flat, True, summing, weighted, check)
         ids = (id(x), id(y), 0 if loss is None else id(loss), 0 if gradient is None else id(gradient), x.size)
     else:
-        vector = _vector((x, y, weight, grad_output, where, loss, gradient), False, summing, weighted, check)
+        operands: tuple[Array | None, ...] = (x, y, weight, grad_output, where, loss, gradient)
+        if not summing:
+            # Elementwise results do not care in what order they come: take the order of memory.
+            axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+            operands = tuple(None if a is None else a.transpose(axes) for a in operands)
+        vector = _vector(operands, False, summing, weighted, check)
         ids = (0, 0, 0, 0, 0)
     scale = 1.0 if gradient is None else gradient_scale(call)
     if x.size > PARALLEL_SIZE and not _serial_only and _launch.acquire(blocking=False):
@@ -179,11 +197,13 @@ def run(call: Call) -> tuple[Any, Any]:
         if bad >= 0:
             raise out_of_domain(call, bad)
     if call.wants_value and not summing and loss is None:
-        loss = np.empty(call.input.shape, call.dtype)
+        loss = np.empty_like(call.input, call.dtype, subok=False)
     if call.wants_gradient and gradient is None:
-        gradient = np.empty(call.input.shape, call.dtype)
+        gradient = np.empty_like(call.input, call.dtype, subok=False)
     total, bad = _pass(call, loss, gradient, summing)
     if bad >= 0 and call.validate:
+        if not summing:  # the pass may have gone in another order than that of the indices
+            _, bad = _pass(call, None, None, summing=True, check=True)
         raise out_of_domain(call, bad)
     if not summing:
         return loss, gradient

@@ -1,0 +1,268 @@
+"""How fast nbbce is, as ratios inside one run: against memory, against `np.log`, against its rivals.
+
+    python asv_benchmarks/speed.py                 against memory and np.log
+    python asv_benchmarks/speed.py --rivals        also against torch, JAX, scikit-learn and NumPy, where installed
+    python asv_benchmarks/speed.py --json FILE     keep the figures
+
+Machines are shared and noisy: what is compared is timed in turn, repetition by repetition, and the minimum of each
+is what counts.  Arrays have 10 million elements unless said; two threads unless `--threads` says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import llvmlite.binding
+import numba
+import numpy as np
+from numba import njit, prange
+from tqdm import tqdm
+
+import nbbce
+from nbbce import _cpu
+
+SIZE, CACHED = 10_000_000, 16_384
+Work = Callable[[], Any]
+
+
+class Row(NamedTuple):
+    """One comparison: the time of `base` over the time of `work` is to be `at_least`."""
+
+    question: str
+    base: Work
+    work: Work
+    at_least: float
+    loops: int = 1
+    """Calls in one timing: more for what takes microseconds."""
+
+
+@njit(parallel=True, fastmath=True)
+def dot(x, y):  # type: ignore[no-untyped-def]
+    """The floor of a sum: read the same bytes, do next to nothing."""
+    total = x.dtype.type(0)
+    for i in prange(x.size):
+        total += x[i] * y[i]
+    return total
+
+
+@njit(parallel=True)
+def add(x, y, out):  # type: ignore[no-untyped-def]
+    """The floor of an elementwise result: two reads, one write."""
+    for i in prange(x.size):
+        out[i] = x[i] + y[i]
+
+
+def one_liner(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
+    """What one writes in NumPy."""
+    return -np.mean(y * np.log(x) + (1 - y) * np.log(1 - x))
+
+
+def data(size: int, dtype: Any) -> tuple[np.ndarray[Any, Any], ...]:
+    """Predictions, labels that fit them, and soft labels."""
+    rng = np.random.default_rng(20)
+    x = rng.uniform(1e-4, 1 - 1e-4, size).astype(dtype)
+    return x, (rng.random(size) < x).astype(dtype), rng.random(size).astype(dtype)
+
+
+def memory_rows() -> list[Row]:
+    """Against reading (and writing) the same bytes."""
+    bce, rows = nbbce.binary_cross_entropy, []
+    x, hard, soft = data(SIZE, np.float32)
+    wide, wide_hard, wide_soft = (a.astype(np.float64) for a in (x, hard, soft))
+    byte, flag = hard.astype(np.uint8), hard.astype(bool)
+    rows += [
+        Row("mean, float32, labels float32", lambda: dot(x, hard), lambda: bce(x, hard), 0.7),
+        Row("mean, float32, labels uint8", lambda: dot(x, byte), lambda: bce(x, byte), 0.7),
+        Row("mean, float32, labels bool", lambda: dot(x, byte), lambda: bce(x, flag), 0.7),
+        Row("mean, float32, soft labels", lambda: dot(x, soft), lambda: bce(x, soft), 0.5),
+        Row("mean, float64, soft labels", lambda: dot(wide, wide_soft), lambda: bce(wide, wide_soft), 0.5),
+        Row("mean, float64, labels 0/1", lambda: dot(wide, wide_hard), lambda: bce(wide, wide_hard), 0.8),
+    ]
+    out = np.empty_like(x)
+    none: Work = lambda: bce(x, soft, reduction="none", out=out, validate=False)  # noqa: E731
+    rows.append(Row("none, float32", lambda: add(x, soft, out), none, 0.7))
+    return rows
+
+
+def layout_rows() -> list[Row]:
+    """Against the contiguous float32 call with the same labels, per element."""
+    import ml_dtypes
+
+    bce = nbbce.binary_cross_entropy
+    x, hard, soft = data(SIZE, np.float32)
+    spread, spread_soft = np.repeat(x, 2)[::2], np.repeat(soft, 2)[::2]
+    side = 1000
+    table, labels = x.reshape(-1, side), soft.reshape(-1, side)
+    row, column = soft[:side], soft[: SIZE // side, None]
+    plain: Work = lambda: bce(x, soft)  # noqa: E731
+    rows = [
+        Row(f"mean, {np.dtype(t).name}", plain, lambda a=x.astype(t), b=soft.astype(t): bce(a, b), 0.5)
+        for t in (np.float16, ml_dtypes.bfloat16)
+    ]
+    return [
+        *rows,
+        Row("mean, strided [::2]", plain, lambda: bce(spread, spread_soft), 0.5),
+        Row("mean, transposed", plain, lambda: bce(table.T, labels.T), 0.5),
+        Row("mean, weight along a row", plain, lambda: bce(table, labels, row), 0.5),
+        Row("mean, weight along a column", plain, lambda: bce(table, labels, column), 0.5),
+    ]
+
+
+def cache_rows() -> list[Row]:
+    """On one thread, in cache, against one `np.log` of the same array: the whole call, and the loop alone."""
+    rows = []
+    for dtype in (np.float32, np.float64):
+        x, hard, soft = data(CACHED, dtype)
+        out, name = np.empty_like(x), np.dtype(dtype).name
+        log: Work = lambda x=x, out=out: np.log(x, out=out)  # noqa: E731
+        for label, y, reduction, at_least in (
+            ("none", soft, "none", 1 / 1.4),
+            ("mean, labels 0/1", hard, "mean", 1 / 0.8),
+        ):
+            call: Work = lambda x=x, y=y, r=reduction: nbbce.binary_cross_entropy(x, y, reduction=r)  # noqa: E731
+            rows.append(Row(f"{label}, {name}, in cache: the call", log, call, at_least, 50))
+            rows.append(Row(f"{label}, {name}, in cache: its loop", log, _loop_of(call), at_least, 50))
+    return rows
+
+
+def _loop_of(call: Work) -> Work:
+    """What a call hands to the compiled side, to be run again without the call around it."""
+    seen: list[tuple[Any, ...]] = []
+    original = _cpu.run_serial
+
+    def record(*arguments: Any) -> Any:
+        seen.append(arguments)
+        return original(*arguments)
+
+    _cpu.run_serial = record
+    try:
+        kept = call()  # the result array must outlive the recorded call
+    finally:
+        _cpu.run_serial = original
+    arguments = seen[-1]
+    return lambda kept=kept: original(*arguments)
+
+
+def call_rows() -> list[Row]:
+    """A call on one element."""
+    x, y = np.array([0.3], np.float32), np.array([1.0], np.float32)
+    return [
+        Row(
+            "one element, against the one-liner",
+            lambda: one_liner(x, y),
+            lambda: nbbce.binary_cross_entropy(x, y),
+            3,
+            2000,
+        )
+    ]
+
+
+def rival_rows() -> list[Row]:
+    """Against what users have today, where it is installed."""
+    x, hard, soft = data(SIZE, np.float32)
+    ours: Work = lambda: nbbce.binary_cross_entropy(x, soft)  # noqa: E731
+    rows = [Row("mean, against the NumPy one-liner", lambda: one_liner(x, soft), ours, 35)]
+    try:
+        import torch
+    except ImportError:
+        print("torch is not installed: left out", file=sys.stderr)
+    else:
+        torch.set_num_threads(numba.get_num_threads())
+        tx, ty = torch.from_numpy(x), torch.from_numpy(soft)
+        leaf = torch.from_numpy(x.copy()).requires_grad_()
+        eager = torch.nn.functional.binary_cross_entropy
+
+        def forward_and_backward() -> None:
+            leaf.grad = None
+            eager(leaf, ty).backward()
+
+        both: Work = lambda: nbbce.binary_cross_entropy_value_and_grad(x, soft)  # noqa: E731
+        rows += [
+            Row("mean, against torch eager", lambda: eager(tx, ty), ours, 60),
+            Row("mean, against torch.compile", lambda c=torch.compile(eager): c(tx, ty), ours, 4),
+            Row("value_and_grad, against torch forward and backward", forward_and_backward, both, 60),
+        ]
+    try:
+        import jax
+        import jax.numpy as jnp
+    except ImportError:
+        print("jax is not installed: left out", file=sys.stderr)
+    else:
+        jitted = jax.jit(lambda x, y: -jnp.mean(y * jnp.log(x) + (1 - y) * jnp.log1p(-x)))
+        jx, jy = jnp.asarray(x), jnp.asarray(soft)
+        rows.append(Row("mean, against jax.jit", lambda: jitted(jx, jy).block_until_ready(), ours, 4))
+    try:
+        from sklearn.metrics import log_loss
+    except ImportError:
+        print("scikit-learn is not installed: left out", file=sys.stderr)
+    else:
+        rows.append(
+            Row(
+                "mean, labels 0/1, against log_loss",
+                lambda: log_loss(hard, x),
+                lambda: nbbce.binary_cross_entropy(x, hard),
+                400,
+            )
+        )
+    return rows
+
+
+def best(row: Row, repeats: int) -> tuple[float, float]:
+    """Least seconds of `base` and of `work`, timed in turn."""
+    least = [float("inf")] * 2
+    for function in (row.base, row.work):
+        function()
+    for _ in range(repeats):
+        for k, function in enumerate((row.base, row.work)):
+            start = time.perf_counter()
+            for _ in range(row.loops):
+                function()
+            least[k] = min(least[k], (time.perf_counter() - start) / row.loops)
+    return least[0], least[1]
+
+
+def main() -> int:
+    """Measure, print the table, and keep it if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rivals", action="store_true", help="compare with torch, JAX, scikit-learn and NumPy too")
+    parser.add_argument("--threads", type=int, default=min(2, numba.config.NUMBA_NUM_THREADS))
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    arguments = parser.parse_args()
+    groups = [memory_rows, layout_rows, cache_rows, call_rows] + [rival_rows] * arguments.rivals
+    results = []
+    for group in groups:
+        numba.set_num_threads(1 if group in (cache_rows, call_rows) else arguments.threads)
+        for row in tqdm(group(), desc=group.__name__, leave=False, disable=not sys.stderr.isatty()):
+            # A slow rival is given fewer turns: its minimum settles earlier.
+            base, work = best(row, arguments.repeats if group is not rival_rows else max(3, arguments.repeats // 4))
+            results.append({"question": row.question, "base_s": base, "nbbce_s": work, "at_least": row.at_least})
+            met = " " if base / work >= row.at_least else "-"
+            print(
+                f"{met} {row.question:52s} {base * 1e6:12.2f} us {work * 1e6:12.2f} us  "
+                f"{base / work:8.2f}x  (at least {row.at_least:.2f})",
+                flush=True,
+            )
+    if arguments.json:
+        machine = {
+            "processor": llvmlite.binding.get_host_cpu_name(),
+            "threads": arguments.threads,
+            "python": platform.python_version(),
+            "numba": numba.__version__,
+            "numpy": np.__version__,
+            "nbbce": nbbce.__version__,
+        }
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump({"machine": machine, "rows": results}, file, indent=1)
+            file.write("\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`binary_cross_entropy` as users of other libraries call it: the same names, defaults and errors, on arrays."""

@@ -1,0 +1,78 @@
+"""`paddle.nn.functional.binary_cross_entropy`, on arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbbce import functional
+from nbbce._call import checked
+from nbbce.compat._checks import checked_array
+
+__all__ = ["binary_cross_entropy"]
+
+_NAME = f"{__name__}.binary_cross_entropy"
+_DTYPES = ("float16", "float32", "float64")
+
+
+def binary_cross_entropy(
+    input: Any, label: Any, weight: Any = None, reduction: str = "mean", name: str | None = None
+) -> Any:
+    """Binary cross-entropy as Paddle's ``nn.functional.binary_cross_entropy`` takes its arguments.
+
+    Parameters
+    ----------
+    input : array of float16, float32 or float64
+        Predicted probabilities, in [0, 1].
+    label : array of float16, float32 or float64
+        Wanted probabilities, in [0, 1], of the shape of `input`.
+    weight : array of float16, float32 or float64, optional
+        Factor of each element's loss; broadcasts to the shape of `input`.
+    reduction : {'mean', 'sum', 'none'}, default: 'mean'
+        What to return: the mean of the losses over all elements, also when `weight` is given; their sum; the losses.
+    name : str, optional
+        Not used; Paddle names the operation in its graph with it.
+
+    Returns
+    -------
+    NumPy scalar or numpy.ndarray
+        With ``reduction='none'`` an array of the shape of `input`, otherwise one number; of the dtype of `input`, or
+        of `weight` if that is wider.
+
+    Raises
+    ------
+    TypeError
+        If `input`, `label` or `weight` is no array or has another dtype.
+    ValueError
+        If `reduction` is unknown, a shape does not fit (also that of a `weight` larger than `input`, by which Paddle
+        enlarges its result), or a value is outside [0, 1] (Paddle looks at `input` alone).
+
+    See Also
+    --------
+    nbbce.binary_cross_entropy : Takes more kinds of arrays, and numbers as weights.
+
+    Notes
+    -----
+    Each logarithm is held at -100 or above, which is Paddle's rule too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbbce.compat.paddle import binary_cross_entropy
+    >>> input = np.array([0.5, 0.6, 0.7], np.float32)
+    >>> label = np.array([1.0, 0.0, 1.0], np.float32)
+    >>> print(binary_cross_entropy(input, label))
+    0.65537095
+    """
+    x = checked_array(_NAME, "input", input, _DTYPES)
+    y = checked_array(_NAME, "label", label, _DTYPES)
+    w = None if weight is None else checked_array(_NAME, "weight", weight, _DTYPES)
+    dtype = None if w is None else np.result_type(x, w)
+    try:
+        call = checked(_NAME, x, y, w, reduction, None, dtype, None, None, None, True, False)
+        return functional._run(call)[0]
+    except ValueError as error:
+        # Our word for Paddle's `label` is `target`.
+        message = str(error).replace("'target' must", "'label' must").replace("got target", "got label")
+        raise ValueError(message) from None
