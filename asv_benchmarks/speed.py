@@ -27,7 +27,7 @@ from tqdm import tqdm
 import nbbce
 from nbbce import _cpu
 
-SIZE, CACHED = 10_000_000, 16_384
+CACHED = 16_384
 Work = Callable[[], Any]
 
 
@@ -70,10 +70,10 @@ def data(size: int, dtype: Any) -> tuple[np.ndarray[Any, Any], ...]:
     return x, (rng.random(size) < x).astype(dtype), rng.random(size).astype(dtype)
 
 
-def memory_rows() -> list[Row]:
+def memory_rows(size: int) -> list[Row]:
     """Against reading (and writing) the same bytes."""
     bce, rows = nbbce.binary_cross_entropy, []
-    x, hard, soft = data(SIZE, np.float32)
+    x, hard, soft = data(size, np.float32)
     wide, wide_hard, wide_soft = (a.astype(np.float64) for a in (x, hard, soft))
     byte, flag = hard.astype(np.uint8), hard.astype(bool)
     rows += [
@@ -90,31 +90,33 @@ def memory_rows() -> list[Row]:
     return rows
 
 
-def layout_rows() -> list[Row]:
+def layout_rows(size: int) -> list[Row]:
     """Against the contiguous float32 call with the same labels, per element."""
     import ml_dtypes
 
     bce = nbbce.binary_cross_entropy
-    x, hard, soft = data(SIZE, np.float32)
+    x, _, soft = data(size, np.float32)
     spread, spread_soft = np.repeat(x, 2)[::2], np.repeat(soft, 2)[::2]
     side = 1000
     table, labels = x.reshape(-1, side), soft.reshape(-1, side)
-    row, column = soft[:side], soft[: SIZE // side, None]
+    row, column = soft[:side], soft[: size // side, None]
     plain: Work = lambda: bce(x, soft)  # noqa: E731
-    rows = [
-        Row(f"mean, {np.dtype(t).name}", plain, lambda a=x.astype(t), b=soft.astype(t): bce(a, b), 0.5)
-        for t in (np.float16, ml_dtypes.bfloat16)
-    ]
+    rows = []
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        short, short_soft = x.astype(dtype), soft.astype(dtype)
+        half: Work = lambda x=short, y=short_soft: bce(x, y)  # noqa: E731
+        rows.append(Row(f"mean, {np.dtype(dtype).name}", plain, half, 0.5))
+    fortran, fortran_soft = (np.asfortranarray(a.reshape(-1, 10)) for a in (x, soft))
     return [
         *rows,
         Row("mean, strided [::2]", plain, lambda: bce(spread, spread_soft), 0.5),
-        Row("mean, transposed", plain, lambda: bce(table.T, labels.T), 0.5),
+        Row("mean, Fortran order, ten columns", plain, lambda: bce(fortran, fortran_soft), 0.5),
         Row("mean, weight along a row", plain, lambda: bce(table, labels, row), 0.5),
         Row("mean, weight along a column", plain, lambda: bce(table, labels, column), 0.5),
     ]
 
 
-def cache_rows() -> list[Row]:
+def cache_rows(size: int) -> list[Row]:
     """On one thread, in cache, against one `np.log` of the same array: the whole call, and the loop alone."""
     rows = []
     for dtype in (np.float32, np.float64):
@@ -149,7 +151,7 @@ def _loop_of(call: Work) -> Work:
     return lambda kept=kept: original(*arguments)
 
 
-def call_rows() -> list[Row]:
+def call_rows(size: int) -> list[Row]:
     """A call on one element."""
     x, y = np.array([0.3], np.float32), np.array([1.0], np.float32)
     return [
@@ -163,9 +165,9 @@ def call_rows() -> list[Row]:
     ]
 
 
-def rival_rows() -> list[Row]:
+def rival_rows(size: int) -> list[Row]:
     """Against what users have today, where it is installed."""
-    x, hard, soft = data(SIZE, np.float32)
+    x, hard, soft = data(size, np.float32)
     ours: Work = lambda: nbbce.binary_cross_entropy(x, soft)  # noqa: E731
     rows = [Row("mean, against the NumPy one-liner", lambda: one_liner(x, soft), ours, 35)]
     try:
@@ -177,6 +179,7 @@ def rival_rows() -> list[Row]:
         tx, ty = torch.from_numpy(x), torch.from_numpy(soft)
         leaf = torch.from_numpy(x.copy()).requires_grad_()
         eager = torch.nn.functional.binary_cross_entropy
+        compiled = torch.compile(eager)
 
         def forward_and_backward() -> None:
             leaf.grad = None
@@ -185,7 +188,7 @@ def rival_rows() -> list[Row]:
         both: Work = lambda: nbbce.binary_cross_entropy_value_and_grad(x, soft)  # noqa: E731
         rows += [
             Row("mean, against torch eager", lambda: eager(tx, ty), ours, 60),
-            Row("mean, against torch.compile", lambda c=torch.compile(eager): c(tx, ty), ours, 4),
+            Row("mean, against torch.compile", lambda: compiled(tx, ty), ours, 4),
             Row("value_and_grad, against torch forward and backward", forward_and_backward, both, 60),
         ]
     try:
@@ -232,6 +235,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rivals", action="store_true", help="compare with torch, JAX, scikit-learn and NumPy too")
     parser.add_argument("--threads", type=int, default=min(2, numba.config.NUMBA_NUM_THREADS))
+    parser.add_argument("--size", type=int, default=10_000_000, help="elements; a multiple of 1000")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     arguments = parser.parse_args()
@@ -239,7 +243,7 @@ def main() -> int:
     results = []
     for group in groups:
         numba.set_num_threads(1 if group in (cache_rows, call_rows) else arguments.threads)
-        for row in tqdm(group(), desc=group.__name__, leave=False, disable=not sys.stderr.isatty()):
+        for row in tqdm(group(arguments.size), desc=group.__name__, leave=False, disable=not sys.stderr.isatty()):
             # A slow rival is given fewer turns: its minimum settles earlier.
             base, work = best(row, arguments.repeats if group is not rival_rows else max(3, arguments.repeats // 4))
             results.append({"question": row.question, "base_s": base, "nbbce_s": work, "at_least": row.at_least})

@@ -59,11 +59,10 @@ def host_view(value: Any) -> Array:
     Copied are only what no loop reads: byte-swapped and misaligned memory, and ``longdouble`` (to float64).
     """
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
-    if kind_of(array.dtype) is None:
-        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-            return array.astype(np.float64)
-        if is_real(array.dtype) and not array.dtype.isnative:
-            return array.astype(array.dtype.newbyteorder("="))
-    elif not array.flags.aligned:
-        return array.copy()
+    if kind_of(array.dtype) is not None:
+        return array if array.flags.aligned else array.copy()
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    if is_real(array.dtype) and not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
     return array

@@ -137,8 +137,8 @@ def _walk(call, loss_scale, gradient_scale, first, last, wave_start, sums):
     scratch_at = memory.ctypes.data
     buffers_at = scratch_at + 24 * LANES
     widened_at = buffers_at + (2 if plain else 7) * room
-    loaded = np.zeros(WHERE + 1, np.int64)
-    at = np.zeros(WHERE + 1, np.int64)
+    addresses = np.zeros((2, WHERE + 1), np.int64)
+    loaded, at = addresses[0], addresses[1]
     first_bad = -1
     for block in range(first, last):
         start = block * BLOCK
@@ -222,12 +222,12 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradien
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, or -1."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
-    sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES, np.float64)
+    sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES if blocks > 1 else 1, np.float64)
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         bad = _walk(call, loss_scale, gradient_scale, start, stop, start, sums)
         first_bad = bad if first_bad < 0 else first_bad
-        if call[SUM] != 0:
+        if call[SUM] != 0 and blocks > 1:
             _add_wave(lanes, sums, stop - start)
     return sums[0] if blocks == 1 else fold(lanes), first_bad
 
@@ -237,7 +237,7 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradi
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
-    sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES, np.float64)
+    sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES if blocks > 1 else 1, np.float64)
     found = np.empty(chunks, np.int64)
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
@@ -247,6 +247,6 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradi
             found[chunk] = _walk(call, loss_scale, gradient_scale, low, high, start, sums)
         for chunk in range(chunks):
             first_bad = found[chunk] if first_bad < 0 else first_bad
-        if call[SUM] != 0:
+        if call[SUM] != 0 and blocks > 1:
             _add_wave(lanes, sums, stop - start)
     return sums[0] if blocks == 1 else fold(lanes), first_bad

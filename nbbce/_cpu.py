@@ -185,6 +185,12 @@ def _pass(
     return run_serial(vector, *ids, loss_scale, scale, 1)  # type: ignore[no-any-return]
 
 
+def _empty(call: Call) -> Array:
+    """A new array of the shape of the input, in its order of memory."""
+    x = call.input
+    return np.empty(x.shape, call.dtype) if x.flags.c_contiguous else np.empty_like(x, call.dtype, subok=False)
+
+
 def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, each None where it is not wanted."""
     summing = call.wants_value and call.reduction != "none"
@@ -197,9 +203,9 @@ def run(call: Call) -> tuple[Any, Any]:
         if bad >= 0:
             raise out_of_domain(call, bad)
     if call.wants_value and not summing and loss is None:
-        loss = np.empty_like(call.input, call.dtype, subok=False)
+        loss = _empty(call)
     if call.wants_gradient and gradient is None:
-        gradient = np.empty_like(call.input, call.dtype, subok=False)
+        gradient = _empty(call)
     total, bad = _pass(call, loss, gradient, summing)
     if bad >= 0 and call.validate:
         if not summing:  # the pass may have gone in another order than that of the indices

@@ -16,5 +16,5 @@ def checked_array(function: str, name: str, value: Any, dtypes: tuple[str, ...])
     # That of the caller's own array: `longdouble` becomes float64 when it is viewed.
     dtype = value.dtype if isinstance(value, np.ndarray) else array.dtype
     if dtype.name not in dtypes:
-        raise TypeError(f"{function}: {name!r} must have dtype {' or '.join(dtypes)}; got {dtype}")
+        raise TypeError(f"{function}: {name!r} must have dtype {', '.join(dtypes)}; got {dtype}")
     return array

@@ -1,0 +1,593 @@
+"""The command line: `nbbce score` and `nbbce info`.
+
+A command is a function that adds its arguments to the parser and one that does its work and returns what to print.
+Numba and tqdm are imported by the commands that need them, so that `nbbce --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import errno
+import gzip
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+import nbbce
+from nbbce._arrays import Array, is_real
+
+# Elements that are computed at a time: enough to keep every thread busy, and a few dozen MiB.
+CHUNK = 1 << 22
+# Elements that are computed before the clock starts, which loads or compiles the kernels, the parallel one as well.
+WARM_UP = 1 << 17
+
+Index = tuple[slice, ...]
+
+
+class Problem(Exception):
+    """What the user can put right, as one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the commands do."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code: 0; 2 where the user can put something right, after one line on stderr that says what; 130 after
+        Ctrl-C; 141 if who reads the output has gone.
+    """
+    name = "nbbce"
+    try:
+        arguments = _parser().parse_args(argv)
+        name = f"nbbce {arguments.command}"
+        _print(arguments.run(arguments))
+        return 0
+    except SystemExit as stop:  # argparse, after --help, --version or an error
+        return int(stop.code or 0)
+    except (Problem, ImportError) as problem:
+        print(f"{name}: {_line(problem)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="nbbce", description="Binary cross-entropy of arrays in files.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"nbbce {nbbce.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_add_score, _add_info):
+        add(commands)
+    return parser
+
+
+def _print(text: str) -> None:
+    """Print and flush, so that what goes wrong with it is seen here and not when Python exits."""
+    try:
+        print(text)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is still in the buffer would fail again at exit, with a traceback.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise Problem(f"cannot write to standard output: {_line(error)}") from None
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, as one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _check_numba() -> None:
+    """Numba raises when it is imported with a setting of its own, such as NUMBA_NUM_THREADS, that it cannot use."""
+    try:
+        import numba  # noqa: F401
+    except Exception as error:
+        raise Problem(f"Numba cannot be imported: {_line(error)}") from None
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows)) + 2
+    return "\n".join(f"{name:{width}}{value}" for name, value in rows.items())
+
+
+# --- nbbce score ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """An array and the file that it is from, as the user named it (with key or column) and on disk."""
+
+    name: str
+    path: Path
+    array: Array
+
+
+@dataclass(frozen=True)
+class Job:
+    """Arrays that fit each other, and how to compute their loss."""
+
+    predictions: Source
+    targets: Source
+    weight: Source | float | None
+    validate: bool
+
+    def view(self, array: Array) -> Array:
+        """`array` with its dimensions in the order in which the predictions lie in memory, slowest first."""
+        order = self.predictions.array.flags
+        return array.T if order.f_contiguous and not order.c_contiguous else array
+
+    def loss(self, index: Index, out: Array | None = None) -> float:
+        """Sum of the losses at `index` of the views, or, where `out` is given, the losses themselves in there."""
+        # Without the ellipsis a 0-d array would give a number.
+        place: Any = (*index, ...)
+        x, y = self.view(self.predictions.array)[place], self.view(self.targets.array)[place]
+        w: Any = self.weight
+        if isinstance(w, Source):
+            w = self.view(np.broadcast_to(w.array, self.predictions.array.shape))[place]
+        try:
+            if out is None:
+                total = nbbce.binary_cross_entropy(x, y, w, "sum", dtype=np.float64, validate=self.validate)
+                return float(total)
+            nbbce.binary_cross_entropy(x, y, w, "none", out=self.view(out)[place], validate=self.validate)
+            return math.nan
+        except ValueError as error:
+            raise self._out_of_domain(index, x, y) or Problem(_line(error)) from None
+
+    def _out_of_domain(self, index: Index, x: Array, y: Array) -> Problem | None:
+        """The first value outside [0, 1] among those at `index`, by its file and its place in the whole file."""
+        if not self.validate:
+            return None
+        bad_x, bad_y = ~((x >= 0) & (x <= 1)), ~((y >= 0) & (y <= 1))
+        bad = bad_x | bad_y
+        if not bad.any():
+            return None
+        here = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        source, values = (self.predictions, x) if bad_x[here] else (self.targets, y)
+        place = [cut.start + int(i) for cut, i in zip(index, here, strict=True)]
+        if self.view(self.predictions.array) is not self.predictions.array:
+            place.reverse()
+        return Problem(f"values must be in [0, 1]; got {source.name}{place if place else ''} = {values[here]!s}")
+
+
+def _add_score(commands: Any) -> None:
+    parser = commands.add_parser(
+        "score",
+        help="the loss of predictions in a file",
+        description="""The binary cross-entropy of predicted probabilities and targets in [0, 1].  A file is .npy
+            (memory-mapped, so it may be larger than memory), .npz (FILE.npz:KEY), or .csv or .csv.gz with a header
+            (FILE.csv:COLUMN, by name or by index from 0); key and column may be left out where there is one.""",
+        epilog="""The time is that of one pass over the arrays, GB/s the bytes of the arrays over it: for .npy it
+            includes reading the file, for the others not.""",
+        allow_abbrev=False,
+    )
+    parser.add_argument("predictions", metavar="PREDICTIONS", help="a file of float16, float32 or float64")
+    parser.add_argument("targets", metavar="TARGETS", help="a file of any real dtype, of the shape of PREDICTIONS")
+    parser.add_argument(
+        "--weight", metavar="W", help="factor of each loss: a number, or a file that broadcasts to PREDICTIONS"
+    )
+    parser.add_argument("--reduction", choices=("mean", "sum", "none"), default="mean", help="default: mean")
+    parser.add_argument("--output", metavar="LOSSES.npy", help="where --reduction none writes the losses")
+    parser.add_argument(
+        "--no-validate",
+        dest="validate",
+        action="store_false",
+        help="let a value outside [0, 1] give NaN instead of an error",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object (a loss that is not finite as null)")
+    parser.set_defaults(run=score)
+
+
+def score(arguments: argparse.Namespace) -> str:
+    """The loss of the arrays in two files.
+
+    Parameters
+    ----------
+    arguments : argparse.Namespace
+        `predictions`, `targets`, `weight`, `reduction`, `output`, `validate` and `json`, as the parser makes them.
+
+    Returns
+    -------
+    str
+        What to print.
+
+    Raises
+    ------
+    Problem
+        If a file, a column, a shape or a value is not what it must be.
+    """
+    reduction, output = arguments.reduction, arguments.output
+    if (reduction == "none") != (output is not None):
+        given = "--output without it" if output is not None else "no --output"
+        raise Problem(f"--reduction none must go with --output LOSSES.npy; got {given}")
+    weight = None if arguments.weight is None else _weight(arguments.weight)
+    job = Job(_read(arguments.predictions), _read(arguments.targets), weight, arguments.validate)
+    _check(job)
+    count = job.predictions.array.size
+    if count == 0 and reduction == "mean":
+        raise Problem(f"a mean must be over one value or more; got none in {job.predictions.name}")
+    if output is None:
+        seconds, total = _compute(job, None)
+        loss = total / count if reduction == "mean" else total
+    else:
+        seconds, loss = _write(output, job), math.nan
+    read = sum(s.array.nbytes for s in (job.predictions, job.targets, weight) if isinstance(s, Source))
+    speed = read / seconds / 1e9
+    if arguments.json:
+        result = {"reduction": reduction, "loss": loss if math.isfinite(loss) else None, "output": output}
+        return json.dumps(result | {"count": count, "bytes": read, "seconds": seconds, "gb_per_second": speed})
+    first = {"loss": f"{loss!r} ({reduction})"} if output is None else {"losses": output}
+    return _table(first | {"count": str(count), "time": _duration(seconds), "speed": f"{speed:.3g} GB/s"})
+
+
+def _duration(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _weight(text: str) -> Source | float:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    if not _FILE.fullmatch(text):
+        raise Problem(f"--weight must be a number or a .npy, .npz, .csv or .csv.gz file; got {text!r}")
+    return _read(text)
+
+
+def _check(job: Job) -> None:
+    """Dtypes and shapes, in the words of the command line."""
+    x, y, w = job.predictions, job.targets, job.weight
+    if x.array.dtype.name not in ("float16", "float32", "float64"):
+        raise Problem(f"predictions must have dtype float16, float32 or float64; got {x.array.dtype} in {x.name}")
+    for what, source in (("targets", y), ("weights", w)):
+        if isinstance(source, Source) and not is_real(source.array.dtype):
+            raise Problem(f"{what} must have a real dtype; got {source.array.dtype} in {source.name}")
+    shape = x.array.shape
+    if y.array.shape != shape:
+        raise Problem(
+            f"targets must have the shape of the predictions, {shape} in {x.name}; got {y.array.shape} in {y.name}"
+        )
+    if isinstance(w, Source):
+        try:
+            np.broadcast_to(w.array, shape)
+        except ValueError:
+            raise Problem(
+                f"weights must broadcast to the shape of the predictions, {shape} in {x.name}; "
+                f"got {w.array.shape} in {w.name}"
+            ) from None
+
+
+def _pieces(shape: tuple[int, ...], limit: int) -> Iterator[Index]:
+    """Indices of pieces of at most `limit` elements that cover an array of `shape` in C order."""
+    axis, inner = 0, math.prod(shape[1:])
+    while inner > limit:
+        axis += 1
+        inner = math.prod(shape[axis + 1 :])
+    if not shape:
+        yield ()
+        return
+    step = max(1, limit // max(1, inner))
+    rest = tuple(slice(0, extent) for extent in shape[axis + 1 :])
+    for outer in np.ndindex(*shape[:axis]):
+        before = tuple(slice(i, i + 1) for i in outer)
+        for start in range(0, shape[axis], step):
+            yield (*before, slice(start, min(start + step, shape[axis])), *rest)
+
+
+def _shown(pieces: Iterator[Index], total: int) -> Generator[Index, None, None]:
+    """The pieces, with a progress bar of the elements done if stderr is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield from pieces
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="", unit_scale=True, leave=False) as bar:
+        for index in pieces:
+            yield index
+            bar.update(math.prod(cut.stop - cut.start for cut in index))
+
+
+def _compute(job: Job, losses: Array | None) -> tuple[float, float]:
+    """Go through all chunks; returns the seconds that it took and the sum of the losses."""
+    _check_numba()
+    shape = job.view(job.predictions.array).shape
+    for index in _pieces(shape, min(CHUNK, WARM_UP)):
+        job.loss(index, losses)
+        break
+    sums: list[float] = []
+    start = time.perf_counter()
+    # Closing takes the bar off the screen before an error is printed.
+    with contextlib.closing(_shown(_pieces(shape, CHUNK), math.prod(shape))) as pieces:
+        sums.extend(job.loss(index, losses) for index in pieces)
+    seconds = time.perf_counter() - start
+    with np.errstate(all="ignore"):
+        return seconds, float(np.sum(sums))
+
+
+def _write(output: str, job: Job) -> float:
+    """Write the losses; the file has its name only once it is whole.  Returns the seconds that computing took."""
+    # A link is kept, and what it points to replaced.
+    path = Path(os.path.realpath(output))
+    if path.suffix != ".npy":
+        raise Problem(f"--output must end in .npy; got {output!r}")
+    if path.is_dir():
+        raise Problem(f"cannot write {output}: {os.strerror(errno.EISDIR)}")
+    sources = (job.predictions, job.targets, job.weight)
+    if any(isinstance(s, Source) and path.exists() and path.samefile(s.path) for s in sources):
+        raise Problem(f"--output must be another file than the inputs; got {output}")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    x = job.predictions.array
+    try:
+        # Laid out as the predictions, so that both are gone through from front to back.
+        fortran = job.view(x) is not x
+        losses = open_memmap(part, "w+", x.dtype.newbyteorder("="), x.shape, fortran_order=fortran)
+        _reserve(part)
+        seconds, _ = _compute(job, losses)
+        losses.flush()
+        del losses  # Windows renames no file that is mapped
+        part.replace(path)
+    except OSError as error:
+        raise Problem(f"cannot write {output}: {_line(error)}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return seconds
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk space of a sparse file now: a full disk found while writing to the map would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # what some file systems answer
+                    raise
+
+
+# --- reading files -------------------------------------------------------------------------------------------------
+
+_FILE = re.compile(r"(?P<path>.*?(?P<kind>\.npy|\.npz|\.csv|\.csv\.gz))(?::(?P<part>.*))?", re.IGNORECASE | re.DOTALL)
+
+
+def _read(name: str) -> Source:
+    """The array in a file, as `name` says: FILE or FILE:PART."""
+    match = _FILE.fullmatch(name)
+    if match is None:
+        raise Problem(f"a file must end in .npy, .npz, .csv or .csv.gz (and then :KEY or :COLUMN); got {name!r}")
+    path, part = Path(match["path"]), match["part"]
+    try:
+        array = _READERS[match["kind"].lower()](path, part)
+    except Problem:
+        raise
+    except MemoryError:
+        raise Problem(f"cannot read {path}: it does not fit into memory, which a .npy file need not") from None
+    except Exception as error:
+        # NumPy, zipfile, gzip and csv raise a dozen kinds of errors for a broken file.
+        raise Problem(f"cannot read {path}: {_line(error)}") from None
+    return Source(name, path, array)
+
+
+def _read_npy(path: Path, part: str | None) -> Array:
+    if part is not None:
+        raise Problem(f"a .npy file holds one array and takes no key; got {part!r} for {path}")
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise Problem(f"cannot read {path}: it is no .npy file")
+    return np.asarray(open_memmap(path, mode="r"))
+
+
+def _read_npz(path: Path, key: str | None) -> Array:
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            raise Problem(f"cannot read {path}: it is no .npz file")
+    with np.load(path, allow_pickle=False) as arrays:
+        keys = list(arrays.files)
+        if key is None:
+            if len(keys) != 1:
+                raise Problem(f"{path} must be given with a key, as in {path}:KEY; it holds {_list(keys)}")
+            key = keys[0]
+        if key not in keys:
+            raise Problem(f"{path} holds no array {key!r}; it holds {_list(keys)}")
+        return np.asarray(arrays[key])
+
+
+def _read_csv(path: Path, column: str | None) -> Array:
+    with _open_text(path) as file:
+        names = next(csv.reader(file), [])
+        position = _column(path, names, column)
+        lines = _Lines(file, len(names))
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "loadtxt: input contained no data", UserWarning)
+                values = np.loadtxt(
+                    lines, np.float64, comments=None, delimiter=",", usecols=position, ndmin=1, quotechar='"'
+                )
+        except ValueError:
+            _find_bad_line(path, names, position)
+            raise
+    if lines.uneven:
+        _find_bad_line(path, names, position)
+    return values
+
+
+class _Lines:
+    """The lines of a file, with a note whether one seems to have more or fewer cells than the header."""
+
+    def __init__(self, file: TextIO, cells: int) -> None:
+        self._file, self._commas, self.uneven = file, cells - 1, False
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file:
+            if line.count(",") != self._commas:
+                self.uneven = True
+            yield line
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _column(path: Path, names: list[str], column: str | None) -> int:
+    """Index of the column that the user means."""
+    if not names:
+        raise Problem(f"the first line of {path} must name its columns; got an empty one")
+    if all(map(_is_number, names)):
+        # Without a header the first values would be lost, silently.
+        raise Problem(f"the first line of {path} must name its columns; got the numbers {','.join(names)}")
+    if column is None:
+        if len(names) > 1:
+            raise Problem(f"{path} must be given with a column, as in {path}:COLUMN; it has {_list(names)}")
+        return 0
+    if names.count(column) > 1:
+        raise Problem(f"{path} has {names.count(column)} columns {column!r}; name one by its index, as in {path}:0")
+    if column in names:
+        return names.index(column)
+    if column.isdecimal() and int(column) < len(names):
+        return int(column)
+    raise Problem(f"{path} has no column {column!r}; it has {_list(names)}")
+
+
+def _find_bad_line(path: Path, names: list[str], position: int) -> None:
+    """Raise a Problem for the first line that does not have the header's number of cells, or no number."""
+    with _open_text(path) as file:
+        reader = csv.reader(file)
+        next(reader)
+        for cells in reader:
+            if cells and len(cells) != len(names):
+                raise Problem(
+                    f"{path}, line {reader.line_num}: must have {len(names)} cells, as the header; got {len(cells)}"
+                )
+            if cells and not _is_number(cells[position], finite=False):
+                raise Problem(
+                    f"{path}, line {reader.line_num}, column {names[position]!r}: must be a number; "
+                    f"got {_short(cells[position])}"
+                )
+
+
+def _is_number(text: str, finite: bool = True) -> bool:
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(number) or not finite
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def _list(names: Sequence[str]) -> str:
+    """Names in a message, the first few of many."""
+    if not names:
+        return "nothing"
+    return ", ".join(map(_short, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+_READERS: dict[str, Callable[[Path, str | None], Array]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+}
+
+# --- nbbce info ----------------------------------------------------------------------------------------------------
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="versions, threads, cache and targets",
+        description="What nbbce runs with: versions, threads, the folder that compiled kernels are kept in, targets.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=info)
+
+
+def info(arguments: argparse.Namespace) -> str:
+    """What nbbce runs with.
+
+    Parameters
+    ----------
+    arguments : argparse.Namespace
+        `json`, as the parser makes it.
+
+    Returns
+    -------
+    str
+        What to print.
+    """
+    _check_numba()
+    import llvmlite
+    import llvmlite.binding
+    import numba
+
+    from nbbce._compile import FOLDER
+
+    threads, layer = _threads()
+    facts: dict[str, Any] = {
+        "nbbce": nbbce.__version__,
+        "python": platform.python_version(),
+        "numba": numba.__version__,
+        "llvmlite": llvmlite.__version__,
+        "numpy": np.__version__,
+        "processor": llvmlite.binding.get_host_cpu_name(),
+        "threads": threads,
+        "threading_layer": layer,
+        "cache": None if FOLDER is None else str(FOLDER),
+        "kernels": 0 if FOLDER is None else len(list(FOLDER.glob("*.nbc"))),
+        "targets": {"cpu": "yes", "cuda": "no target yet"},
+    }
+    if arguments.json:
+        return json.dumps(facts)
+    facts["cache"] = facts["cache"] or "off"
+    facts["targets"] = ", ".join(f"{name}: {found}" for name, found in facts["targets"].items())
+    return _table({name.replace("_", " "): str(value) for name, value in facts.items()})
+
+
+def _threads() -> tuple[int, str]:
+    """How many threads a call uses, and Numba's threading layer: the one that runs, or why none does."""
+    import numba
+
+    try:
+        return numba.get_num_threads(), numba.threading_layer()
+    except Exception as error:
+        return numba.config.NUMBA_NUM_THREADS, f"{numba.config.THREADING_LAYER}, which fails: {_line(error)}"
