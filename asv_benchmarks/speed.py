@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -216,6 +219,29 @@ def rival_rows(size: int) -> list[Row]:
     return rows
 
 
+def start_up(repeats: int) -> list[dict[str, Any]]:
+    """Seconds of whole processes: what `import nbbce` adds, and one call with a cold and with a warm cache."""
+
+    def seconds(code: str, folder: str) -> float:
+        environment = os.environ | {"NBBCE_CACHE": folder}
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        return time.perf_counter() - start
+
+    call = "import numpy as np, nbbce; a = np.full(100_000, 0.5, np.float32); nbbce.binary_cross_entropy(a, a)"
+    with tempfile.TemporaryDirectory() as folder:
+        cold = min(seconds(call, os.path.join(folder, str(k))) for k in range(min(3, repeats)))
+        warm = min(seconds(call, os.path.join(folder, "0")) for _ in range(repeats))
+        bare = min(seconds("import numpy", folder) for _ in range(repeats))
+        imported = min(seconds("import numpy, nbbce", folder) for _ in range(repeats))
+    questions = (
+        ("import nbbce, beyond import numpy", imported - bare, 0.06),
+        ("a process with one call, warm cache", warm, 1.2),
+        ("a process with one call, cold cache", cold, 5.0),
+    )
+    return [{"question": q, "nbbce_s": seconds, "at_most_s": limit} for q, seconds, limit in questions]
+
+
 def best(row: Row, repeats: int) -> tuple[float, float]:
     """Least seconds of `base` and of `work`, timed in turn."""
     least = [float("inf")] * 2
@@ -253,6 +279,10 @@ def main() -> int:
                 f"{base / work:8.2f}x  (at least {row.at_least:.2f})",
                 flush=True,
             )
+    for result in start_up(arguments.repeats):
+        met = " " if result["nbbce_s"] <= result["at_most_s"] else "-"
+        print(f"{met} {result['question']:52s} {result['nbbce_s']:12.3f} s  (at most {result['at_most_s']:.2f} s)")
+        results.append(result)
     if arguments.json:
         machine = {
             "processor": llvmlite.binding.get_host_cpu_name(),

@@ -15,9 +15,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from nbbce._compile import entry
+from nbbce._compile import entry, walker
 from nbbce._generated_cpu import BLOCK, HARD, LANES, fold
-from nbbce._primitives_cpu import array_at, call_copier, call_maker, data_of
+from nbbce._primitives_cpu import array_at, call_copier, call_maker, call_walker, data_of
 
 # Addresses of the operands; 0 stands for one that the call does not have.
 INPUT, TARGET, WEIGHT, GRAD_OUTPUT, WHERE, LOSS, GRADIENT = range(7)
@@ -32,8 +32,11 @@ HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, MARK_BAD, KEEP, CLIP_HALF = range(21, 2
 WIDEN = 28
 # Elements in all; blocks that are loaded at once: more than one where memory runs across the rows of the array, so
 # that a cache line serves several rows while it is there.
-SIZE, WINDOW, DIMENSIONS = range(29, 32)
-SHAPE = 32  # the shape starts here; the seven operands' strides follow
+SIZE, WINDOW = 29, 30
+# Address of `walk`.
+WALK = 31
+DIMENSIONS = 32
+SHAPE = 33  # the shape starts here; the seven operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -122,9 +125,11 @@ def _multiply(product_at, a_at, b_at, count):
         product[i] = (a[i] if a_at != 0 else 1.0) * (b[i] if b_at != 0 else 1.0)
 
 
-@loop
-def _walk(call, loss_scale, gradient_scale, first, last, wave_start, sums):
+@walker
+def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     """Compute the blocks from `first` to `last`; returns the flat index of the first bad element, or -1."""
+    call = array_at(call_at, SHAPE + 8 * 64, np.int64)  # NumPy has at most 64 dimensions
+    sums = array_at(sums_at, WAVE, np.float64)
     size, summing = call[SIZE], call[SUM] != 0
     masked, bytes_wanted = call[WHERE] != 0, call[WIDEN] != 0
     floats_wanted = call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
@@ -223,9 +228,10 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradien
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
     sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES if blocks > 1 else 1, np.float64)
+    call_at, sums_at = call.ctypes.data, sums.ctypes.data
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
-        bad = _walk(call, loss_scale, gradient_scale, start, stop, start, sums)
+        bad = call_walker(call[WALK], (call_at, loss_scale, gradient_scale, start, stop, start, sums_at))
         first_bad = bad if first_bad < 0 else first_bad
         if call[SUM] != 0 and blocks > 1:
             _add_wave(lanes, sums, stop - start)
@@ -238,13 +244,14 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradi
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
     sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES if blocks > 1 else 1, np.float64)
+    call_at, sums_at = call.ctypes.data, sums.ctypes.data
     found = np.empty(chunks, np.int64)
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         for chunk in prange(chunks):
             low = start + (stop - start) * chunk // chunks
             high = start + (stop - start) * (chunk + 1) // chunks
-            found[chunk] = _walk(call, loss_scale, gradient_scale, low, high, start, sums)
+            found[chunk] = call_walker(call[WALK], (call_at, loss_scale, gradient_scale, low, high, start, sums_at))
         for chunk in range(chunks):
             first_bad = found[chunk] if first_bad < 0 else first_bad
         if call[SUM] != 0 and blocks > 1:

@@ -26,7 +26,7 @@ from numba.core import sigutils
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, _CacheLocator
 from numba.core.ccallback import CFunc
 
-from nbbce._primitives_cpu import COPIER, MAKER
+from nbbce._primitives_cpu import COPIER, MAKER, WALKER
 
 # Everything that a kernel is compiled from.
 SOURCES = ("_blocks_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py")
@@ -167,6 +167,11 @@ def maker(function: Callable[..., Any]) -> Native:
 def copier(function: Callable[..., Any]) -> Native:
     """A conversion from one strided place to another."""
     return Native(function, COPIER)
+
+
+def walker(function: Callable[..., Any]) -> Native:
+    """What walks a run of blocks.  Compiled apart from the entries, so not once for each of them."""
+    return Native(function, WALKER)
 
 
 def entry(**options: Any) -> Callable[[Callable[..., Any]], Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nbbce import _generated_cpu as generated
 from nbbce._arrays import Array, kind_of
-from nbbce._blocks_cpu import INPUT, LOSS, TARGET, WHERE, run_parallel, run_serial
+from nbbce._blocks_cpu import INPUT, LOSS, TARGET, WHERE, run_parallel, run_serial, walk
 from nbbce._call import Call, gradient_scale, out_of_domain
 
 # Above this many elements the parallel loop was the faster of the two (see asv_benchmarks).
@@ -128,6 +128,7 @@ def _vector(operands: tuple[Array | None, ...], flat: bool, summing: bool, weigh
             *fields,
             x.size,
             WINDOW_ACROSS if across else 1,
+            walk.address,
             len(extents),
             *extents,
             *(n for step in steps for n in step),

@@ -141,10 +141,14 @@ def _call_through_address(result: Any, llvm_result: ir.Type, *parameters: tuple[
 
 _I = (types.int64, INT64)
 _D = (types.float64, DOUBLE)
-# The two kinds of compiled function that the block walker calls (see _blocks_cpu.py).
+# The kinds of compiled function that are called through their addresses: the two that the block walker calls, and
+# the walker (see _blocks_cpu.py).
 MAKER_PARAMETERS = (_I, _I, _I, _D, _I, _I, _I)
 COPIER_PARAMETERS = (_I,) * 8
 MAKER = types.float64(*(parameter[0] for parameter in MAKER_PARAMETERS))
 COPIER = types.int64(*(parameter[0] for parameter in COPIER_PARAMETERS))
+WALKER_PARAMETERS = (_I, _D, _D, _I, _I, _I, _I)
+WALKER = types.int64(*(parameter[0] for parameter in WALKER_PARAMETERS))
 call_maker = _call_through_address(types.float64, DOUBLE, *MAKER_PARAMETERS)
 call_copier = _call_through_address(types.int64, INT64, *COPIER_PARAMETERS)
+call_walker = _call_through_address(types.int64, INT64, *WALKER_PARAMETERS)
