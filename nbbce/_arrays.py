@@ -12,7 +12,9 @@ Array = NDArray[Any]
 # What the kernels read and write, by the name that the generated loops use.  A bool is a byte of 0 or 1.
 _NAMES = "float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-_kinds: dict[np.dtype[Any], str | None] = {}
+# Dtypes met so far: those that the loops read, by their name to the loops, and the others.
+readable: dict[np.dtype[Any], str] = {}
+_unreadable: set[np.dtype[Any]] = set()
 
 
 def kind_of(dtype: np.dtype[Any]) -> str | None:
@@ -20,12 +22,13 @@ def kind_of(dtype: np.dtype[Any]) -> str | None:
 
     ``bfloat16`` is the dtype of that name that the package `ml_dtypes` registers; the package is not imported.
     """
-    try:
-        return _kinds[dtype]
-    except KeyError:
-        name: str | None = dtype.name if dtype.name in _NAMES and dtype.isnative else None
-        _kinds[dtype] = kind = "uint8" if name == "bool" else name
-        return kind
+    known = readable.get(dtype)
+    if known is None and dtype not in _unreadable:
+        if dtype.name in _NAMES and dtype.isnative:
+            known = readable[dtype] = "uint8" if dtype.name == "bool" else dtype.name
+        else:
+            _unreadable.add(dtype)
+    return known
 
 
 def is_real(dtype: np.dtype[Any]) -> bool:

@@ -65,12 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name = "nbbce"
     try:
-        arguments = _parser().parse_args(argv)
+        try:
+            arguments = _parser().parse_args(argv)
+        except SystemExit as stop:  # argparse, after --help, --version or an error
+            _print("")
+            return int(stop.code or 0)
         name = f"nbbce {arguments.command}"
-        _print(arguments.run(arguments))
+        _print(arguments.run(arguments) + "\n")
         return 0
-    except SystemExit as stop:  # argparse, after --help, --version or an error
-        return int(stop.code or 0)
     except (Problem, ImportError) as problem:
         print(f"{name}: {_line(problem)}", file=sys.stderr)
         return 2
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 def _print(text: str) -> None:
     """Print and flush, so that what goes wrong with it is seen here and not when Python exits."""
     try:
-        print(text)
+        print(text, end="")
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
@@ -414,9 +416,11 @@ def _read_npy(path: Path, part: str | None) -> Array:
 
 def _read_npz(path: Path, key: str | None) -> Array:
     with path.open("rb") as file:
-        if file.read(2) != b"PK":
+        if file.read(4) not in (b"PK\3\4", b"PK\5\6"):  # with members, and without
             raise Problem(f"cannot read {path}: it is no .npz file")
-    with np.load(path, allow_pickle=False) as arrays:
+        file.seek(0)
+        # Not by its path: NumPy leaves a broken file open.
+        arrays = np.load(file, allow_pickle=False)
         keys = list(arrays.files)
         if key is None:
             if len(keys) != 1:
@@ -493,7 +497,8 @@ def _find_bad_line(path: Path, names: list[str], position: int) -> None:
         for cells in reader:
             if cells and len(cells) != len(names):
                 raise Problem(
-                    f"{path}, line {reader.line_num}: must have {len(names)} cells, as the header; got {len(cells)}"
+                    f"{path}, line {reader.line_num}: cells must be as many as in the header, {len(names)}; "
+                    f"got {len(cells)}"
                 )
             if cells and not _is_number(cells[position], finite=False):
                 raise Problem(
