@@ -1,0 +1,736 @@
+"""The command line: what it prints, what it writes, and one line for everything that can be wrong with a file."""
+
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+import pytest
+import reference
+
+import nbbce
+from nbbce import cli
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+# Two elements whose losses are log 2 and log(4/3).
+TWO = (np.array([0.5, 0.25]), np.array([1, 0], np.uint8))
+TWO_MEAN = (math.log(2) + math.log(4 / 3)) / 2
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def nbbce_command(capsys):
+    """The command line in this process: from arguments to exit code, stdout and stderr."""
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def result(nbbce_command):
+    """What `nbbce score ... --json` prints, as a dictionary."""
+
+    def run(*arguments):
+        code, out, err = nbbce_command("score", *arguments, "--json")
+        assert (code, err) == (0, "")
+        assert out.count("\n") == 1
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture
+def problem(nbbce_command):
+    """What a `nbbce score` that must fail says after its name."""
+
+    def run(*arguments):
+        code, out, err = nbbce_command("score", *arguments)
+        assert (code, out) == (2, "")
+        assert re.fullmatch(r"nbbce score: [^\n]+\n", err)
+        return err.removeprefix("nbbce score: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def two():
+    """TWO, as x.npy and y.npy."""
+    np.save("x.npy", TWO[0])
+    np.save("y.npy", TWO[1])
+    return "x.npy", "y.npy"
+
+
+def write_csv(path, *rows):
+    """A .csv or .csv.gz file of rows of text."""
+    file = gzip.open(path, "wt", newline="") if path.endswith(".gz") else open(path, "w", newline="")
+    with file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+# The example data.
+
+
+def test_example_data_scores_as_scikit_learn_says(result):
+    found = result(EXAMPLES / "breast_cancer_predictions.npy", EXAMPLES / "breast_cancer_targets.npy")
+    # Printed by sklearn.metrics.log_loss (scikit-learn 1.9.1) in examples/make_breast_cancer.py.
+    assert found["loss"] == pytest.approx(0.07383704165098376, rel=1e-15, abs=0)
+    assert found["count"] == 569
+
+
+def test_example_data_scores_to_the_nearest_float64(result):
+    x, y = (np.load(EXAMPLES / f"breast_cancer_{name}.npy") for name in ("predictions", "targets"))
+    exact = reference.total(reference.losses(x, y)) / 569
+    found = result(EXAMPLES / "breast_cancer.csv:prediction", EXAMPLES / "breast_cancer.csv:target")
+    assert found["loss"] == float(exact) == 0.07383704165098375
+
+
+def test_example_csv_holds_the_bits_of_the_arrays():
+    rows = np.loadtxt(EXAMPLES / "breast_cancer.csv", delimiter=",", skiprows=1)
+    np.testing.assert_array_equal(rows[:, 0], np.load(EXAMPLES / "breast_cancer_targets.npy"))
+    np.testing.assert_array_equal(rows[:, 1], np.load(EXAMPLES / "breast_cancer_predictions.npy"))
+
+
+# What is printed.
+
+
+def test_score_prints_aligned_loss_count_time_and_speed(nbbce_command, two):
+    code, out, err = nbbce_command("score", *two)
+    assert (code, err) == (0, "")
+    number = r"[0-9.e+-]+"
+    pattern = rf"loss   ({number}) \(mean\)\ncount  2\ntime   {number} (s|ms|us)\nspeed  {number} GB/s\n"
+    match = re.fullmatch(pattern, out)
+    assert match
+    assert float(match[1]) == pytest.approx(TWO_MEAN, rel=1e-15)
+
+
+def test_json_is_one_object(result, two):
+    found = result(*two)
+    assert found.pop("loss") == pytest.approx(TWO_MEAN, rel=1e-15)
+    seconds, speed = found.pop("seconds"), found.pop("gb_per_second")
+    assert seconds > 0
+    assert speed == pytest.approx(18 / seconds / 1e9)
+    assert found == {"reduction": "mean", "output": None, "count": 2, "bytes": 18}
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(12.34, "12.3 s"), (0.01234, "12.3 ms"), (0.00001234, "12.3 us")])
+def test_time_has_a_readable_unit(seconds, text):
+    assert cli._duration(seconds) == text
+
+
+def test_sum_is_the_sum(result, two):
+    assert result(*two, "--reduction", "sum")["loss"] == pytest.approx(2 * TWO_MEAN, rel=1e-15)
+
+
+def test_loss_of_float32_has_the_digits_of_float64(result):
+    x, y = np.float32([0.2, 0.7, 0.1]), np.float32([0, 1, 0])
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    exact = reference.total(reference.losses(x, y)) / 3
+    assert result("x.npy", "y.npy")["loss"] == pytest.approx(float(exact), rel=2**-23, abs=0)
+
+
+def test_loss_that_is_not_finite_is_null_in_json(result, nbbce_command):
+    np.save("x.npy", [0.5, 1.5])
+    np.save("y.npy", [0, 1])
+    assert result("x.npy", "y.npy", "--no-validate")["loss"] is None
+    assert "loss   nan (mean)" in nbbce_command("score", "x.npy", "y.npy", "--no-validate")[1]
+
+
+def test_sum_of_no_element_is_zero(result):
+    np.save("e.npy", np.zeros(0))
+    assert result("e.npy", "e.npy", "--reduction", "sum")["loss"] == 0
+
+
+# Files.
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4", ">f8"])
+def test_predictions_of_each_float_dtype_are_read(result, dtype):
+    np.save("x.npy", TWO[0].astype(dtype))
+    np.save("y.npy", TWO[1])
+    assert result("x.npy", "y.npy")["loss"] == pytest.approx(TWO_MEAN, rel=1e-3 if dtype == "float16" else 1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", "float16", ">i4", "longdouble"])
+def test_targets_of_each_real_dtype_are_read(result, dtype):
+    np.save("x.npy", TWO[0])
+    np.save("y.npy", TWO[1].astype(dtype))
+    assert result("x.npy", "y.npy")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
+
+
+def test_npz_array_is_read_by_its_key(result):
+    np.savez("a.npz", p=TWO[0], t=TWO[1])
+    np.savez_compressed("b.npz", TWO[1])
+    assert result("a.npz:p", "a.npz:t") | {"seconds": 0, "gb_per_second": 0} == result("a.npz:p", "b.npz") | {
+        "seconds": 0,
+        "gb_per_second": 0,
+    }
+    assert result("a.npz:p", "b.npz:arr_0")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "A.CSV"])
+def test_csv_column_is_read_by_name_or_index(result, name):
+    write_csv(name, ["id", "target", "p, or so"], ["a", "1", "0.5"], ["b", "0", "0.25"])
+    for x, y in (("p, or so", "target"), ("2", "1")):
+        assert result(f"{name}:{x}", f"{name}:{y}")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
+
+
+def test_csv_column_whose_name_is_a_number_is_meant_by_it(result):
+    write_csv("a.csv", ["1", "p"], ["1", "0.5"], ["0", "0.25"])
+    assert result("a.csv:p", "a.csv:1")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
+
+
+def test_csv_of_one_column_needs_no_name(result):
+    write_csv("x.csv", ["p"], ["0.5"], ["0.25"])
+    write_csv("y.csv", ["t"], ["1"], ["0"])
+    assert result("x.csv", "y.csv")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
+
+
+def test_csv_may_have_a_byte_order_mark_windows_lines_and_quoted_line_breaks(result):
+    Path("a.csv").write_bytes('\ufeffp,"t\nx","a note"\r\n"0.5",1,"x,\ny"\r\n\r\n0.25,"0",\r\n'.encode())
+    assert result("a.csv:p", "a.csv:1")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
+
+
+def test_pandas_reads_and_writes_the_same_csv(result):
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame({"p": TWO[0], "t": TWO[1]}).to_csv("a.csv.gz")
+    assert result("a.csv.gz:p", "a.csv.gz:t")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
+
+
+def test_path_may_hold_a_colon_and_an_ending_within(result, folder):
+    (folder / "a:b.npz.d").mkdir()
+    np.save("a:b.npz.d/x.npy", TWO[0])
+    np.save("y.npy", TWO[1])
+    assert result("a:b.npz.d/x.npy", "y.npy")["count"] == 2
+
+
+# Weights.
+
+
+def test_weight_is_a_number_or_a_file_that_broadcasts(result):
+    x = np.array([[0.5, 0.25], [0.25, 0.5]])
+    y = np.array([[1, 0], [0, 1]])
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    np.save("w.npy", np.array([3, 1], np.int16))
+    write_csv("w.csv", ["w"], ["3"], ["1"])
+    assert result("x.npy", "y.npy", "--weight", "2")["loss"] == pytest.approx(2 * TWO_MEAN, rel=1e-15)
+    exact = (4 * math.log(2) + 4 * math.log(4 / 3)) / 4
+    assert result("x.npy", "y.npy", "--weight", "w.npy")["loss"] == pytest.approx(exact, rel=1e-15)
+    assert result("x.npy", "y.npy", "--weight", "w.csv")["bytes"] == 32 + 32 + 16
+
+
+# Chunks.
+
+
+@pytest.fixture(params=["C", "F"])
+def large(request, monkeypatch, rng):
+    """More than a hundred chunks, cut within rows and within columns."""
+    monkeypatch.setattr(cli, "CHUNK", 64)
+    x, y = rng.random((50, 150), np.float32), rng.integers(0, 2, (50, 150)).astype(np.uint8)
+    w = rng.random(150, np.float32)
+    np.save("x.npy", np.asarray(x, order=request.param))
+    np.save("y.npy", y)
+    np.save("w.npy", w)
+    return x, y, w
+
+
+def test_losses_of_a_file_in_chunks_have_the_bits_of_one_call(result, large):
+    for weight in ([], ["--weight", "w.npy"]):
+        assert result("x.npy", "y.npy", "--reduction", "none", "--output", "o.npy", *weight)["output"] == "o.npy"
+        expected = nbbce.binary_cross_entropy(*large[: 3 if weight else 2], reduction="none")
+        np.testing.assert_array_equal(np.load("o.npy"), expected, strict=True)
+
+
+def test_sum_over_chunks_is_the_sum(result, large):
+    exact = float(nbbce.binary_cross_entropy(*large, reduction="sum", dtype=np.float64))
+    found = result("x.npy", "y.npy", "--weight", "w.npy", "--reduction", "sum")["loss"]
+    assert found == pytest.approx(exact, rel=1e-15, abs=0)
+    assert result("x.npy", "y.npy", "--weight", "w.npy")["loss"] == pytest.approx(exact / 7500, rel=1e-15, abs=0)
+
+
+def test_bad_value_is_named_by_its_place_in_the_whole_file(problem, large):
+    y = large[1]
+    bad = np.load("x.npy")
+    bad[37, 101] = 1.5
+    np.save("bad.npy", bad)
+    assert problem("bad.npy", "y.npy") == "values must be in [0, 1]; got bad.npy[37, 101] = 1.5"
+    y[49, 149] = 2
+    np.savez("bad.npz", y)
+    assert problem("x.npy", "bad.npz:arr_0") == "values must be in [0, 1]; got bad.npz:arr_0[49, 149] = 2"
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (64,), (65,), (3, 0), (2, 3, 70), (5, 130), (130, 5), (1, 1, 1)])
+def test_pieces_cover_every_element_once(shape):
+    seen = np.zeros(shape, int)
+    for index in cli._pieces(shape, 64):
+        assert seen[index].size <= 64
+        seen[index] += 1
+    assert (seen == 1).all()
+
+
+def test_array_of_no_dimension_is_scored(result):
+    np.save("x.npy", np.float32(0.25))
+    np.save("y.npy", np.uint8(0))
+    np.save("w.npy", 2.0)
+    assert result("x.npy", "y.npy", "--weight", "w.npy")["loss"] == pytest.approx(2 * math.log(4 / 3), rel=1e-6)
+    result("x.npy", "y.npy", "--reduction", "none", "--output", "o.npy")
+    assert np.load("o.npy").shape == ()
+
+
+# The progress bar.
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_terminal_shows_a_progress_bar(monkeypatch, large):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert cli.main(["score", "x.npy", "y.npy"]) == 0
+    assert "0.00/7.50k" in sys.stderr.getvalue()
+
+
+def test_progress_bar_is_gone_before_an_error_is_printed(monkeypatch, large):
+    y = large[1]
+    y[49, 149] = 2
+    np.save("bad.npy", y)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert cli.main(["score", "x.npy", "bad.npy"]) == 2
+    assert re.search(r"%.*\r +\rnbbce score: values must be in \[0, 1\]; got bad", sys.stderr.getvalue(), re.DOTALL)
+
+
+def test_no_terminal_shows_no_progress_bar(nbbce_command, large):
+    code, _, err = nbbce_command("score", "x.npy", "y.npy")
+    assert (code, err) == (0, "")
+
+
+# --output.
+
+
+def test_output_is_a_npy_file_of_the_losses(nbbce_command, two):
+    code, out, err = nbbce_command("score", *two, "--reduction", "none", "--output", "o.npy")
+    assert (code, err) == (0, "")
+    assert out.startswith("losses  o.npy\ncount   2\n")
+    np.testing.assert_allclose(np.load("o.npy"), [math.log(2), math.log(4 / 3)], rtol=1e-15)
+
+
+def test_output_has_the_dtype_of_the_predictions_in_native_order(result):
+    np.save("x.npy", TWO[0].astype(">f2"))
+    np.save("y.npy", TWO[1])
+    result("x.npy", "y.npy", "--reduction", "none", "--output", "o.npy")
+    assert np.load("o.npy").dtype == np.float16
+    assert np.load("o.npy").dtype.isnative
+
+
+def test_output_replaces_an_older_file_and_has_ordinary_permissions(result, two):
+    Path("o.npy").write_text("old")
+    Path("new").write_text("")
+    result(*two, "--reduction", "none", "--output", "o.npy")
+    assert np.load("o.npy").shape == (2,)
+    assert os.stat("o.npy").st_mode == os.stat("new").st_mode
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, os.strerror(28)), "bad value"], ids=str)
+def test_failed_run_leaves_no_output_and_the_older_file(nbbce_command, monkeypatch, large, folder, stop):
+    Path("o.npy").write_text("old")
+    before = sorted(folder.iterdir())
+    if stop == "bad value":
+        x = np.load("x.npy")
+        x[49, 149] = -1
+        np.save("x.npy", x)
+        expected = 2, "nbbce score: values must be in [0, 1]; got x.npy[49, 149] = -1.0\n"
+    else:
+        inner, calls = cli.Job.loss, []
+
+        def loss(self, *arguments):
+            calls.append(1)
+            if len(calls) == 50:
+                raise stop
+            return inner(self, *arguments)
+
+        monkeypatch.setattr(cli.Job, "loss", loss)
+        expected = (
+            (130, "") if stop is KeyboardInterrupt else (2, f"nbbce score: cannot write o.npy: {stop.strerror}\n")
+        )
+    code, out, err = nbbce_command("score", "x.npy", "y.npy", "--reduction", "none", "--output", "o.npy")
+    assert (code, out, err) == (expected[0], "", expected[1])
+    assert sorted(folder.iterdir()) == before
+    assert Path("o.npy").read_text() == "old"
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no way to reserve disk space here")
+def test_full_disk_is_found_before_the_file_is_filled(problem, monkeypatch, two, folder):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert problem(*two, "--reduction", "none", "--output", "o.npy") == f"cannot write o.npy: {os.strerror(28)}"
+    assert sorted(p.name for p in folder.iterdir()) == ["x.npy", "y.npy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--reduction", "none"], "--reduction none must go with --output LOSSES.npy; got no --output"),
+        (["--output", "o.npy"], "--reduction none must go with --output LOSSES.npy; got --output without it"),
+        (["--reduction", "none", "--output", "o.txt"], "--output must end in .npy; got 'o.txt'"),
+        (["--reduction", "none", "--output", "y.npy"], "--output must be another file than the inputs; got y.npy"),
+        (["--reduction", "none", "--output", "no/o.npy"], "cannot write no/o.npy: No such file or directory"),
+        (["--reduction", "none", "--output", "d.npy"], "cannot write d.npy: Is a directory"),
+    ],
+)
+def test_output_that_cannot_be_is_one_line(problem, two, folder, arguments, message):
+    (folder / "d.npy").mkdir()
+    assert problem(*two, *arguments) == message
+
+
+# Bad files: the line, after "nbbce score: ".
+
+BAD = {
+    "missing": ("no.npy", lambda: None, "cannot read no.npy: No such file or directory"),
+    "missing csv": ("no.csv:p", lambda: None, "cannot read no.csv: No such file or directory"),
+    "a folder": ("d.npy", lambda: os.mkdir("d.npy"), "cannot read d.npy: Is a directory"),
+    "no such kind": (
+        "x.txt",
+        lambda: None,
+        "a file must end in .npy, .npz, .csv or .csv.gz (and then :KEY or :COLUMN); got 'x.txt'",
+    ),
+    "text as npy": ("t.npy", lambda: Path("t.npy").write_text("0.5\n"), "cannot read t.npy: it is no .npy file"),
+    "empty npy": ("t.npy", lambda: Path("t.npy").touch(), "cannot read t.npy: it is no .npy file"),
+    "objects": (
+        "o.npy",
+        lambda: np.save("o.npy", np.array([None]), allow_pickle=True),
+        "cannot read o.npy: Array can't be memory-mapped: Python objects in dtype.",
+    ),
+    "key of npy": ("x.npy:p", lambda: None, "a .npy file holds one array and takes no key; got 'p' for x.npy"),
+    "text as npz": ("t.npz", lambda: Path("t.npz").write_text("PX"), "cannot read t.npz: it is no .npz file"),
+    "broken npz": (
+        "t.npz",
+        lambda: Path("t.npz").write_bytes(b"PK\3\4..."),
+        "cannot read t.npz: File is not a zip file",
+    ),
+    "no key": (
+        "a.npz",
+        lambda: np.savez("a.npz", p=1, t=2),
+        "a.npz must be given with a key, as in a.npz:KEY; it holds 'p', 't'",
+    ),
+    "wrong key": ("a.npz:q", lambda: np.savez("a.npz", p=1, t=2), "a.npz holds no array 'q'; it holds 'p', 't'"),
+    "npz of nothing": (
+        "a.npz",
+        lambda: np.savez("a.npz"),
+        "a.npz must be given with a key, as in a.npz:KEY; it holds nothing",
+    ),
+    "empty csv": (
+        "a.csv",
+        lambda: Path("a.csv").touch(),
+        "the first line of a.csv must name its columns; got an empty one",
+    ),
+    "no header": (
+        "a.csv:0",
+        lambda: write_csv("a.csv", ["0.5", "1"], ["0.25", "0"]),
+        "the first line of a.csv must name its columns; got the numbers 0.5,1",
+    ),
+    "no column": (
+        "a.csv",
+        lambda: write_csv("a.csv", ["p", "t"]),
+        "a.csv must be given with a column, as in a.csv:COLUMN; it has 'p', 't'",
+    ),
+    "wrong column": ("a.csv:q", lambda: write_csv("a.csv", ["p", "t"]), "a.csv has no column 'q'; it has 'p', 't'"),
+    "wrong index": (
+        "a.csv:9",
+        lambda: write_csv("a.csv", [f"c{i}" for i in range(9)]),
+        "a.csv has no column '9'; it has 'c0', 'c1', 'c2', 'c3', 'c4', 'c5', 'c6', 'c7' and 1 more",
+    ),
+    "ambiguous column": (
+        "a.csv:p",
+        lambda: write_csv("a.csv", ["p", "p"]),
+        "a.csv has 2 columns 'p'; name one by its index, as in a.csv:0",
+    ),
+    "no number": (
+        "a.csv:p",
+        lambda: write_csv("a.csv", ["p", "t"], ["0.5", "1"], ["high", "0"]),
+        "a.csv, line 3, column 'p': must be a number; got 'high'",
+    ),
+    "empty cell": (
+        "a.csv.gz:0",
+        lambda: write_csv("a.csv.gz", ["p", "t"], ["", "1"]),
+        "a.csv.gz, line 2, column 'p': must be a number; got ''",
+    ),
+    "long cell": (
+        "a.csv",
+        lambda: write_csv("a.csv", ["p"], ["x" * 99]),
+        f"a.csv, line 2, column 'p': must be a number; got '{'x' * 37}...'",
+    ),
+    "short line": (
+        "a.csv:t",
+        lambda: write_csv("a.csv", ["p", "t"], ["0.5", "1"], ["0.5"]),
+        "a.csv, line 3: cells must be as many as in the header, 2; got 1",
+    ),
+    "decimal commas": (
+        "a.csv",
+        lambda: Path("a.csv").write_text("p\n0,5\n0,25\n"),
+        "a.csv, line 2: cells must be as many as in the header, 1; got 2",
+    ),
+    "not gzipped": (
+        "a.csv.gz:p",
+        lambda: Path("a.csv.gz").write_text("p\n"),
+        r"cannot read a.csv.gz: Not a gzipped file (b'p\n')",
+    ),
+    "not UTF-8": (
+        "a.csv:p",
+        lambda: Path("a.csv").write_bytes(b"p,\xe9\n"),
+        "cannot read a.csv: 'utf-8' codec can't decode byte 0xe9 in position 2: invalid continuation byte",
+    ),
+    "integers": (
+        "i.npy",
+        lambda: np.save("i.npy", [0, 1]),
+        "predictions must have dtype float16, float32 or float64; got int64 in i.npy",
+    ),
+    "another shape": (
+        "i.npy",
+        lambda: np.save("i.npy", TWO[0][:, None]),
+        "targets must have the shape of the predictions, (2, 1) in i.npy; got (2,) in y.npy",
+    ),
+    "value": ("b.npy", lambda: np.save("b.npy", [0.5, 1.25]), "values must be in [0, 1]; got b.npy[1] = 1.25"),
+    "NaN": (
+        "b.csv:p",
+        lambda: write_csv("b.csv", ["p", "t"], ["nan", "1"], ["0.5", "1"]),
+        "values must be in [0, 1]; got b.csv:p[0] = nan",
+    ),
+}
+
+
+if np.dtype(np.longdouble).itemsize > 8:
+    BAD["longdouble"] = (
+        "i.npy",
+        lambda: np.save("i.npy", TWO[0].astype(np.longdouble)),
+        f"predictions must have dtype float16, float32 or float64; got {np.dtype(np.longdouble)} in i.npy",
+    )
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_predictions_are_one_line(problem, two, case):
+    name, make, message = BAD[case]
+    make()
+    assert problem(name, "y.npy") == message
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["a", "b"], "targets must have a real dtype; got <U1 in t.npy"),
+        ([1j, 0], "targets must have a real dtype; got complex128 in t.npy"),
+        ([1, 0, 1], "targets must have the shape of the predictions, (2,) in x.npy; got (3,) in t.npy"),
+        ([1, 2], "values must be in [0, 1]; got t.npy[1] = 2"),
+        ([-1, 1], "values must be in [0, 1]; got t.npy[0] = -1"),
+    ],
+    ids=["text", "complex", "shape", "above", "below"],
+)
+def test_bad_targets_are_one_line(problem, two, targets, message):
+    np.save("t.npy", targets)
+    assert problem("x.npy", "t.npy") == message
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ("heavy", "--weight must be a number or a .npy, .npz, .csv or .csv.gz file; got 'heavy'"),
+        ("no.npy", "cannot read no.npy: No such file or directory"),
+        ("s.npy", "weights must have a real dtype; got <U1 in s.npy"),
+        ("w.npy", "weights must broadcast to the shape of the predictions, (2,) in x.npy; got (2, 2) in w.npy"),
+    ],
+)
+def test_bad_weight_is_one_line(problem, two, weight, message):
+    np.save("s.npy", ["a", "b"])
+    np.save("w.npy", np.ones((2, 2)))
+    assert problem(*two, "--weight", weight) == message
+
+
+def test_mean_of_no_element_is_one_line(problem):
+    np.save("e.npy", np.zeros((0, 3)))
+    assert problem("e.npy", "e.npy") == "a mean must be over one value or more; got none in e.npy"
+
+
+@pytest.mark.parametrize("name", ["x.npy", "a.npz", "a.csv.gz"])
+def test_file_cut_anywhere_is_one_line(problem, two, name):
+    np.savez_compressed("a.npz", TWO[0])
+    write_csv("a.csv.gz", ["p"], ["0.5"], ["0.25"])
+    whole = Path(name).read_bytes()
+    for size in range(0, len(whole), max(1, len(whole) // 40)):
+        Path(f"cut.{name}").write_bytes(whole[:size])
+        assert problem(f"cut.{name}", "y.npy")
+
+
+def test_file_too_large_for_memory_is_one_line(problem, two, monkeypatch):
+    def load(*_, **__):
+        raise MemoryError
+
+    np.savez("a.npz", TWO[0])
+    monkeypatch.setattr(np, "load", load)
+    assert problem("a.npz", "y.npy") == "cannot read a.npz: it does not fit into memory, which a .npy file need not"
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "nbbce: the following arguments are required: COMMAND; see nbbce --help"),
+        (["score"], "nbbce score: the following arguments are required: PREDICTIONS, TARGETS; see nbbce score --help"),
+        (["score", "x", "y", "--fast"], "nbbce: unrecognized arguments: --fast; see nbbce --help"),
+        (["info", "now"], "nbbce: unrecognized arguments: now; see nbbce --help"),
+    ],
+)
+def test_wrong_arguments_are_one_line(nbbce_command, arguments, line):
+    assert nbbce_command(*arguments) == (2, "", line + "\n")
+
+
+@pytest.mark.parametrize("arguments", [["score", "x", "y", "--reduction", "avg"], ["frobnicate"]])
+def test_wrong_choice_is_one_line(nbbce_command, arguments):
+    code, out, err = nbbce_command(*arguments)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"nbbce( score)?: [^\n]*invalid choice: '{arguments[-1]}'[^\n]*\n", err)
+
+
+def test_version_and_help_are_printed(nbbce_command):
+    assert nbbce_command("--version") == (0, f"nbbce {nbbce.__version__}\n", "")
+    for arguments in (["--help"], ["score", "--help"], ["info", "--help"]):
+        code, out, err = nbbce_command(*arguments)
+        assert (code, err) == (0, "")
+        assert out.startswith("usage: nbbce")
+
+
+# `nbbce info`.
+
+
+def test_info_tells_versions_threads_cache_and_targets(nbbce_command):
+    code, out, err = nbbce_command("info", "--json")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["nbbce"] == nbbce.__version__
+    assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert (facts["numba"], facts["llvmlite"], facts["numpy"]) == (
+        numba.__version__,
+        llvmlite.__version__,
+        np.__version__,
+    )
+    assert facts["threads"] == numba.get_num_threads()
+    assert facts["threading_layer"] == numba.threading_layer()
+    assert facts["targets"] == {"cpu": "yes", "cuda": "no target yet"}
+    assert facts["processor"]
+    code, out, err = nbbce_command("info")
+    assert (code, err) == (0, "")
+    starts = [line.find(line.split("  ")[-1].strip()) for line in out.splitlines()]
+    assert len(starts) == len(facts)
+    assert len(set(starts)) == 1
+
+
+def fresh(*arguments, **variables):
+    """`python -m nbbce` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "nbbce", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_info_counts_kernels_in_the_cache_folder(folder):
+    found = fresh("info", "--json", NBBCE_CACHE=str(folder / "kernels"))
+    assert found.returncode == 0, found.stderr
+    facts = json.loads(found.stdout)
+    assert Path(facts["cache"]).parent == folder / "kernels"
+    assert facts["kernels"] == 0
+    Path(facts["cache"], "a.1.nbc").touch()
+    assert json.loads(fresh("info", "--json", NBBCE_CACHE=str(folder / "kernels")).stdout)["kernels"] == 1
+
+
+def test_info_says_that_the_cache_is_off_and_what_layer_fails():
+    found = fresh("info", NBBCE_CACHE="0", NUMBA_THREADING_LAYER="none such")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert re.search(r"^cache +off$", found.stdout, re.MULTILINE)
+    assert re.search(r"^threading layer +none such, which fails: .", found.stdout, re.MULTILINE)
+
+
+def test_setting_that_numba_refuses_is_one_line():
+    found = fresh("info", NUMBA_NUM_THREADS="0")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert re.fullmatch(r"nbbce info: Numba cannot be imported: [^\n]+\n", found.stderr)
+
+
+# Whole processes.
+
+
+def test_python_m_nbbce_scores_the_examples():
+    found = fresh("score", "examples/breast_cancer.csv:1", "examples/breast_cancer.csv:0", "--json")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert json.loads(found.stdout)["loss"] == 0.07383704165098375
+
+
+def test_error_of_a_process_is_one_line_and_code_2(folder):
+    found = fresh("score", folder / "no.npy", folder / "no.npy")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr == f"nbbce score: cannot read {folder / 'no.npy'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["--help"]], ids=" ".join)
+def test_reader_that_has_gone_is_met_with_silence(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "nbbce", *arguments]
+    found = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=120)
+    os.close(writer)
+    # With PYTHONUNBUFFERED set, argparse itself passes over the error.
+    assert found.returncode in (141, 0 if arguments == ["--help"] else 141)
+    assert found.stderr == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_output_that_cannot_be_printed_is_one_line():
+    command = [sys.executable, "-m", "nbbce", "info"]
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert found.returncode == 2
+    assert found.stderr == "nbbce info: cannot write to standard output: No space left on device\n"
+
+
+def test_interrupt_is_quiet(nbbce_command, monkeypatch, two):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nbbce, "binary_cross_entropy", interrupted)
+    assert nbbce_command("score", *two) == (130, "", "")
+
+
+def test_importing_the_command_line_imports_neither_numba_nor_tqdm():
+    code = "import sys, nbbce.cli; print(sorted({'numba', 'llvmlite', 'tqdm'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

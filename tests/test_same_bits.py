@@ -1,0 +1,216 @@
+"""The same bits for any number of threads, any memory layout, any way to ask for them, and on any processor.
+
+Run as a script this file prints a digest of many answers; tests compare those of processes with other numbers of
+threads.  With the argument `small` it leaves out those of many elements.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (gives NumPy the dtype "bfloat16")
+import numba
+import numpy as np
+import pytest
+
+from nbbce import __file__ as package
+from nbbce import binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
+
+WIDE = ["float32", "float64"]
+FLOATS = ["float16", "bfloat16", *WIDE]
+SIZES = [1, 300, 4096, 5003, 43_993, 300_001]
+THREADS = [1, 2, 3, 7, 16]
+
+
+def three(size, dtype, labels="both"):
+    """Predictions, labels and weights, made without arithmetic that could differ from process to process."""
+    rng = np.random.default_rng([size, len(dtype)])
+    x, y, w = (rng.integers(0, 2**20 + 1, size) / 2**20 for _ in range(3))
+    hard = rng.integers(0, 2, size)
+    if labels == "both":  # blocks of hard labels, of soft ones, and mixed
+        hard = np.where(np.arange(size) // 3000 % 2, y, hard)
+    return x.astype(dtype), (y if labels == "soft" else hard).astype(dtype), w.astype(dtype)
+
+
+def digest(*results):
+    return hashlib.sha256(b"".join(np.asarray(r).tobytes() for r in results)).hexdigest()[:16]
+
+
+def every_answer(small=False):
+    """Digests of answers about all kinds of arrays, by name."""
+    answers = {}
+    for dtype in FLOATS:
+        for size in SIZES[:4] if small else SIZES:
+            for labels in ("soft", "hard", "both"):
+                x, y, w = three(size, dtype, labels)
+                for weight in (None, w) if labels == "both" else (None,):
+                    name = f"{dtype}, {size} elements, labels {labels}, {'plain' if weight is None else 'weighted'}"
+                    answers[f"{name}, losses"] = digest(binary_cross_entropy(x, y, weight, "none"))
+                    answers[f"{name}, mean"] = digest(binary_cross_entropy(x, y, weight))
+                    # The bits that the sum of smaller dtypes is rounded from.
+                    answers[f"{name}, sum"] = digest(binary_cross_entropy(x, y, weight, "sum", dtype=np.float64))
+                    both = binary_cross_entropy_value_and_grad(x, y, weight)
+                    answers[f"{name}, gradient"] = digest(binary_cross_entropy_grad(x, y, weight))
+                    answers[f"{name}, value and gradient"] = digest(*both)
+        x, y, w = (a[:299_792].reshape(656, 457) for a in three(300_001, dtype))
+        where = w.astype(np.float32) < 0.7
+        column = w[:, :1]
+        answers[f"{dtype}, strided"] = digest(binary_cross_entropy(x[::3, ::-2], y[::3, ::-2], column[::3]))
+        answers[f"{dtype}, masked"] = digest(*binary_cross_entropy_value_and_grad(x, y, column, where=where))
+        answers[f"{dtype}, bytes"] = digest(binary_cross_entropy(x, where.view(np.uint8)))
+    if small:
+        return answers
+    # More blocks than one wave of the block walker holds (67 million elements).
+    x, y, _ = (np.broadcast_to(a, (16500, 4096)) for a in three(4096, "float64"))
+    answers["68 million elements"] = digest(binary_cross_entropy(x, y, reduction="sum"))
+    return answers
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    different = [name for name in expected if got[name] != expected[name]]
+    assert not different, f"{len(different)} of {len(expected)} differ, first: {different[:5]}"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Every answer of one thread of this process."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        return every_answer()
+    finally:
+        numba.set_num_threads(before)
+
+
+def answers_of_process(*arguments, **environment):
+    environment = os.environ | {"PYTHONPATH": str(Path(package).parents[1])} | environment
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_process_with_another_number_of_threads_gives_the_same_bits(threads, expected):
+    printed = answers_of_process(NUMBA_NUM_THREADS=str(threads))
+    assert printed.pop("threads") == threads
+    assert_same(printed, expected)
+
+
+def test_processor_without_vectors_or_fma_gives_the_same_bits(expected):
+    printed = answers_of_process("small", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", NUMBA_NUM_THREADS="1")
+    del printed["threads"]
+    assert_same(printed, {name: expected[name] for name in printed})
+
+
+@pytest.mark.usefixtures("restored_threads")
+def test_every_number_of_threads_of_a_process_gives_the_same_bits(expected):
+    # What set_num_threads allows is up to the machine; on one core the processes above are the test.
+    for threads in range(1, min(numba.config.NUMBA_NUM_THREADS, 4) + 1):
+        numba.set_num_threads(threads)
+        assert_same(every_answer(), expected)
+
+
+def test_eight_threads_that_call_at_once_get_the_same_bits():
+    x, y, w = three(300_001, "float32")
+    alone = digest(*binary_cross_entropy_value_and_grad(x, y, w))
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda _: digest(*binary_cross_entropy_value_and_grad(x, y, w)), range(40)))
+    assert set(together) == {alone}
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("options", ["plain", "number", "weight", "column", "mask", "weight and mask", "grad_output"])
+@pytest.mark.parametrize("labels", ["soft", "hard", "both", "uint8"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_value_and_grad_has_the_bits_of_the_separate_calls(dtype, labels, options, reduction):
+    for size in (1, 300, 5000, 44_000) if options in ("plain", "weight and mask") else (1, 300, 5000):
+        x, y, w = three(size, dtype, "hard" if labels == "uint8" else labels)
+        y = y.astype("uint8") if labels == "uint8" else y
+        x, y, w = (a.reshape(-1, 100) if size > 1 else a.reshape(1, 1) for a in (x, y, w))
+        weight = {"number": 0.7, "weight": w, "weight and mask": w, "column": w[:, :1]}.get(options)
+        where = x.astype(np.float32) < 0.7 if "mask" in options else None
+        if where is not None:
+            where[0, 0] = True
+        follows = None if options != "grad_output" else w if reduction == "none" else 0.7
+        value = binary_cross_entropy(x, y, weight, reduction, where=where)
+        gradient = binary_cross_entropy_grad(x, y, weight, reduction, where=where, grad_output=follows)
+        both = binary_cross_entropy_value_and_grad(x, y, weight, reduction, where=where, grad_output=follows)
+        assert both[0].tobytes() == value.tobytes()
+        assert both[1].tobytes() == gradient.tobytes()
+
+
+def variants(x, y, folder):
+    """The same numbers in other layouts, and where all labels are hard in other dtypes; without validation."""
+    arrays = {
+        "strided": (np.repeat(x, 2)[::2], np.repeat(y, 3)[::3]),
+        "backwards": (x[::-1].copy()[::-1], y[::-1].copy()[::-1]),
+        "only labels strided": (x, np.repeat(y, 2)[::2]),
+        "only predictions strided": (np.repeat(x, 2)[::2], y),
+        "two dimensions": (x.reshape(-1, 20), y.reshape(-1, 20)),
+        "fortran": (np.asfortranarray(x.reshape(-1, 20)), np.asfortranarray(y.reshape(-1, 20))),
+        "misaligned": tuple(np.frombuffer(b"1" + a.tobytes(), a.dtype, offset=1) for a in (x, y)),
+        "float64 labels": (x, y.astype(np.float64)),
+    }
+    if ((y == 0) | (y == 1)).all():
+        for dtype in ("bool", "uint8", "int8", "int32", "int64", "uint16", "float16"):
+            arrays[f"{dtype} labels"] = (x, y.astype(dtype))
+        arrays["strided uint8 labels"] = (x, np.repeat(y.astype(np.uint8), 2)[::2])
+        arrays["strided predictions, uint8 labels"] = (np.repeat(x, 2)[::2], y.astype(np.uint8))
+    for name, array in (("x", x), ("y", y)):
+        np.save(folder / f"{name}.npy", array)
+    arrays["memory-mapped"] = tuple(np.load(folder / f"{name}.npy", mmap_mode="r") for name in "xy")
+    for name, pair in arrays.items():
+        yield name, pair, {}
+    yield "no validation", (x, y), {"validate": False}
+
+
+ASK = {
+    "none": lambda x, y, **options: binary_cross_entropy(x, y, reduction="none", **options),
+    "sum": lambda x, y, **options: binary_cross_entropy(x, y, reduction="sum", **options),
+    "mean": binary_cross_entropy,
+    # The bits that a float32 sum is rounded from.
+    "float64 sum": lambda x, y, **options: binary_cross_entropy(x, y, reduction="sum", dtype=np.float64, **options),
+    "gradient": binary_cross_entropy_grad,
+}
+
+
+@pytest.mark.parametrize("labels", ["hard", "both"])
+@pytest.mark.parametrize("size", [20, 1020, 4100, 44_000])
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("answer", ASK)
+def test_same_numbers_give_the_same_bits_in_any_layout(answer, dtype, size, labels, tmp_path):
+    x, y, _ = three(size, dtype, labels)
+    expected = ASK[answer](x, y).tobytes()
+    for name, arrays, options in variants(x, y, tmp_path):
+        assert ASK[answer](*arrays, **options).tobytes() == expected, name
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard", "both", "uint8"])
+@pytest.mark.parametrize("size", [20, 300, 1020, 4100, 44_000])
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("answer", ASK)
+def test_mask_that_keeps_all_gives_the_bits_of_no_mask(answer, dtype, size, labels):
+    x, y, _ = three(size, dtype, "hard" if labels == "uint8" else labels)
+    y = y.astype("uint8") if labels == "uint8" else y
+    assert ASK[answer](x, y, where=np.ones(size, bool)).tobytes() == ASK[answer](x, y).tobytes()
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+def test_losses_and_gradients_do_not_depend_on_their_neighbours(dtype):
+    x, y, w = three(5003, dtype)
+    losses = binary_cross_entropy(x, y, w, "none")
+    gradients = binary_cross_entropy_grad(x, y, w, "none")
+    for start, stop in ((0, 1), (1, 4), (255, 513), (4090, 5003)):
+        part = slice(start, stop)
+        assert binary_cross_entropy(x[part], y[part], w[part], "none").tobytes() == losses[part].tobytes()
+        assert binary_cross_entropy_grad(x[part], y[part], w[part], "none").tobytes() == gradients[part].tobytes()
+
+
+if __name__ == "__main__":
+    print(json.dumps({**every_answer(sys.argv[1:] == ["small"]), "threads": numba.get_num_threads()}))
