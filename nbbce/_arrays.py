@@ -57,15 +57,11 @@ def is_on_device(value: object) -> bool:
 
 
 def host_view(value: Any) -> Array:
-    """The memory of an array on the host as a NumPy array that the loops can read, without a copy where it can be.
+    """The memory of an array on the host as a NumPy array, without a copy where it can be.
 
-    Copied are only what no loop reads: byte-swapped and misaligned memory, and ``longdouble`` (to float64).
+    Copied is only what no loop reads as it is: byte-swapped memory.
     """
     array = value if isinstance(value, np.ndarray) else np.asarray(value)
-    if kind_of(array.dtype) is not None:
-        return array if array.flags.aligned else array.copy()
-    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        return array.astype(np.float64)
-    if is_real(array.dtype) and not array.dtype.isnative:
+    if not array.dtype.isnative and is_real(array.dtype):
         return array.astype(array.dtype.newbyteorder("="))
     return array

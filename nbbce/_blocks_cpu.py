@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, prange
 
 from nbbce._compile import entry, walker
-from nbbce._generated_cpu import BLOCK, HARD, LANES, fold
+from nbbce._generated_cpu import BLOCK, HARD, LANES, add_exactly, fold_exactly
 from nbbce._primitives_cpu import array_at, call_copier, call_maker, call_walker, data_of
 
 # Addresses of the operands; 0 stands for one that the call does not have.
@@ -138,9 +138,9 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     room = 8 * min(window * BLOCK, (size + HARD - 1) // HARD * HARD)
     plain = call[WEIGHT] == 0 and call[GRAD_OUTPUT] == 0 and not masked
     plain = plain and call[COPIERS + LOSS] == 0 and call[COPIERS + GRADIENT] == 0
-    memory = np.empty(24 * LANES + (2 if plain else 7) * room + (room if bytes_wanted else 0), np.uint8)
+    memory = np.empty(32 * LANES + (2 if plain else 7) * room + (room if bytes_wanted else 0), np.uint8)
     scratch_at = memory.ctypes.data
-    buffers_at = scratch_at + 24 * LANES
+    buffers_at = scratch_at + 32 * LANES
     widened_at = buffers_at + (2 if plain else 7) * room
     addresses = np.zeros((2, WHERE + 1), np.int64)
     loaded, at = addresses[0], addresses[1]
@@ -204,10 +204,10 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
 
 
 @loop
-def _add_wave(lanes, sums, count):
+def _add_wave(lanes, errors, sums):
     """Add the sums of one wave to the lanes.  Block b goes to lane b mod LANES, as an element does in its block."""
-    for i in range(count):
-        lanes[i % LANES] += sums[i]
+    for row in range(0, sums.size, LANES):
+        add_exactly(lanes, errors, sums[row : row + LANES])
 
 
 @loop
@@ -227,15 +227,16 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradien
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, or -1."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
-    sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES if blocks > 1 else 1, np.float64)
+    sums = np.empty(min(blocks, WAVE), np.float64)
+    lanes, errors = np.zeros(LANES if blocks > 1 else 1), np.zeros(LANES if blocks > 1 else 1)
     call_at, sums_at = call.ctypes.data, sums.ctypes.data
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         bad = call_walker(call[WALK], (call_at, loss_scale, gradient_scale, start, stop, start, sums_at))
         first_bad = bad if first_bad < 0 else first_bad
         if call[SUM] != 0 and blocks > 1:
-            _add_wave(lanes, sums, stop - start)
-    return sums[0] if blocks == 1 else fold(lanes), first_bad
+            _add_wave(lanes, errors, sums[: stop - start])
+    return sums[0] if blocks == 1 else fold_exactly(lanes, errors), first_bad
 
 
 @entry(parallel=True)
@@ -243,7 +244,8 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradi
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
-    sums, lanes = np.empty(min(blocks, WAVE), np.float64), np.zeros(LANES if blocks > 1 else 1, np.float64)
+    sums = np.empty(min(blocks, WAVE), np.float64)
+    lanes, errors = np.zeros(LANES if blocks > 1 else 1), np.zeros(LANES if blocks > 1 else 1)
     call_at, sums_at = call.ctypes.data, sums.ctypes.data
     found = np.empty(chunks, np.int64)
     for start in range(0, blocks, WAVE):
@@ -255,5 +257,5 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradi
         for chunk in range(chunks):
             first_bad = found[chunk] if first_bad < 0 else first_bad
         if call[SUM] != 0 and blocks > 1:
-            _add_wave(lanes, sums, stop - start)
-    return sums[0] if blocks == 1 else fold(lanes), first_bad
+            _add_wave(lanes, errors, sums[: stop - start])
+    return sums[0] if blocks == 1 else fold_exactly(lanes, errors), first_bad

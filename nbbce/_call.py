@@ -36,6 +36,7 @@ class Call:
     validate: bool
     wants_value: bool
     wants_gradient: bool
+    target_name: str = field(default="target", init=False)
     weight: Array | None = field(default=None, init=False)
     weight_number: float = field(default=1.0, init=False)
     where: Array | None = field(default=None, init=False)
@@ -56,7 +57,7 @@ def _describe(value: object) -> str:
 def _array(function: str, name: str, value: Any) -> Array:
     """`value` as a NumPy array over its own memory; anything but an array on the host is a TypeError."""
     if type(value) is np.ndarray:
-        if value.dtype in readable and value.flags.aligned:  # nearly always, and it counts at one element
+        if value.dtype in readable:  # nearly always, and it counts at one element
             return value
     elif is_on_device(value):
         raise TypeError(
@@ -64,7 +65,19 @@ def _array(function: str, name: str, value: Any) -> Array:
         )
     elif not is_array(value):
         raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {_describe(value)}")
+    elif isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{function}: {name!r} must have no mask of its own (see 'where'); got a masked array")
     return host_view(value)
+
+
+def _real(function: str, name: str, value: Any, computed: Any = np.float64) -> Array:
+    """The same for an array of a real dtype; one that no loop reads (``longdouble``) becomes `computed`."""
+    array = _array(function, name, value)
+    if kind_of(array.dtype) is not None:
+        return array
+    if not is_real(array.dtype):
+        raise TypeError(f"{function}: {name!r} must have a real dtype; got {array.dtype}")
+    return array.astype(computed)
 
 
 def _number(value: object) -> float | None:
@@ -78,24 +91,27 @@ def _number(value: object) -> float | None:
     return None
 
 
-def _factor(function: str, name: str, value: Any, shape: tuple[int, ...]) -> tuple[Array | None, float]:
+def _factor(
+    function: str, name: str, value: Any, shape: tuple[int, ...], whose: str = "'input'"
+) -> tuple[Array | None, float]:
     """A weight, as (array of `shape`, 1.0) or (None, number).  Broadcasting makes a view, not a copy."""
     if value is None:
         return None, 1.0
-    number = _number(value)
+    try:
+        number = _number(value)
+    except OverflowError:
+        raise ValueError(f"{function}: {name!r} must fit a float64; got a larger number") from None
     if number is not None:
         return None, number
     if not is_array(value) and not is_on_device(value):
         raise TypeError(f"{function}: {name!r} must be a real number or an array; got {_describe(value)}")
-    array = _array(function, name, value)
-    if not is_real(array.dtype):
-        raise TypeError(f"{function}: {name!r} must have a real dtype; got {array.dtype}")
+    array = _real(function, name, value)
     if array.shape != shape:
         try:
             array = np.broadcast_to(array, shape)
         except ValueError:
             raise ValueError(
-                f"{function}: {name!r} must broadcast to the shape of 'input', {shape}; got {array.shape}"
+                f"{function}: {name!r} must broadcast to the shape of {whose}, {shape}; got {array.shape}"
             ) from None
     return array, 1.0
 
@@ -121,7 +137,7 @@ def _dtype(function: str, value: Any) -> np.dtype[Any]:
     """The result dtype that the caller names."""
     try:
         dtype: np.dtype[Any] = np.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"{function}: 'dtype' must be one of {', '.join(FLOATS)}; got {value!r}") from None
     if kind_of(dtype) not in FLOATS:
         raise TypeError(f"{function}: 'dtype' must be one of {', '.join(FLOATS)}; got {dtype}")
@@ -140,8 +156,6 @@ def _out(
         raise ValueError(f"{function}: {name!r} must have shape {shape}; got {out.shape}")
     if not out.flags.writeable:
         raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
-    if not out.flags.aligned:
-        raise ValueError(f"{function}: {name!r} must be aligned in memory; got a misaligned array")
     for other, array in inputs.items():
         if array is not None and np.may_share_memory(out, array) and _overlap(out, array):
             raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")
@@ -169,20 +183,23 @@ def checked(
     validate: bool | None,
     wants_value: bool,
     wants_gradient: bool,
+    target_name: str = "target",
 ) -> Call:
     """Check the arguments of a public function and gather them in a `Call`."""
     x = _array(function, "input", input)
     if kind_of(x.dtype) not in FLOATS:
         raise TypeError(f"{function}: 'input' must have dtype {', '.join(FLOATS)}; got {x.dtype}")
-    y = _array(function, "target", target)
-    if kind_of(y.dtype) is None:
-        raise TypeError(f"{function}: 'target' must have a real dtype; got {y.dtype}")
+    y = _real(function, target_name, target, np.float64 if x.dtype == np.float64 else np.float32)
     shape = x.shape
     if y.shape != shape:
-        raise ValueError(f"{function}: 'target' must have the shape of 'input', {shape}; got {y.shape}")
-    if reduction not in REDUCTIONS:
+        raise ValueError(f"{function}: {target_name!r} must have the shape of 'input', {shape}; got {y.shape}")
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{function}: 'reduction' must be one of 'mean', 'sum', 'none'; got {reduction!r}")
-    call = Call(function, x, y, reduction, x.size, x.dtype, validate is not False, wants_value, wants_gradient)
+    call = Call(
+        function, x, y, reduction, x.size, x.dtype, validate is None or bool(validate), wants_value, wants_gradient
+    )
+    if target_name != "target":
+        call.target_name = target_name
     if weight is not None:
         call.weight, call.weight_number = _factor(function, "weight", weight, shape)
     if where is not None:
@@ -190,8 +207,8 @@ def checked(
     if dtype is not None:
         call.dtype = _dtype(function, dtype)
     if grad_output is not None:
-        inner = shape if reduction == "none" else ()
-        call.grad_output, call.grad_output_number = _factor(function, "grad_output", grad_output, inner)
+        inner, whose = (shape, "'input'") if reduction == "none" else ((), "the loss")
+        call.grad_output, call.grad_output_number = _factor(function, "grad_output", grad_output, inner, whose)
     if out is not None:
         _take_out(call, out)
     if call.count == 0 and reduction == "mean" and wants_value:
@@ -205,7 +222,7 @@ def _take_out(call: Call, out: Any) -> None:
     function, dtype = call.function, call.dtype
     inputs = {
         "input": call.input,
-        "target": call.target,
+        call.target_name: call.target,
         "weight": call.weight,
         "where": call.where,
         "grad_output": call.grad_output,
@@ -238,6 +255,6 @@ def out_of_domain(call: Call, flat_index: int) -> ValueError:
     index = tuple(int(i) for i in np.unravel_index(flat_index, call.input.shape))
     name, value = "input", call.input[index]
     if 0 <= value <= 1:
-        name, value = "target", call.target[index]
+        name, value = call.target_name, call.target[index]
     place = f"[{', '.join(map(str, index))}]" if index else ""
     return ValueError(f"{call.function}: values must be in [0, 1]; got {name}{place} = {value!s}")

@@ -97,7 +97,7 @@ class _Files(CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache of one function, with a lock from a miss until the compiled code is saved."""
+    """Numba's cache of one function, with a lock from a miss until `release`."""
 
     _impl_class = _Files
 
@@ -109,32 +109,34 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         found = self._quietly(super().load_overload, signature, target_context)
         if found is None:
-            try:
-                self._lock.acquire()
-            except (OSError, filelock.Timeout):
-                return None
+            self._quietly(self._lock.acquire)
+            # Another process may have compiled it while this one waited.
             found = self._quietly(super().load_overload, signature, target_context)
-            if found is not None:
-                self._lock.release()
         return found
 
     def save_overload(self, signature: Any, data: Any) -> None:
-        try:
-            self._quietly(super().save_overload, signature, data)
-        finally:
-            self._lock.release()
+        self._quietly(super().save_overload, signature, data)
+
+    def release(self) -> None:
+        """Let others have the lock, whether the compilation came to an end or was broken off."""
+        self._lock.release(force=True)
 
     @staticmethod
     def _quietly(action: Callable[..., Any], *arguments: Any) -> Any:
-        """A full disk or a broken file costs a compilation, not the answer."""
+        """A full disk, a broken file or a lock that cannot be had costs a compilation, not the answer."""
         try:
             return action(*arguments)
         except Exception:
             return None
 
 
+class _NoCache(NullCache):  # type: ignore[misc]
+    def release(self) -> None:
+        """There is no lock."""
+
+
 def _cache_of(function: Callable[..., Any]) -> Any:
-    return NullCache() if FOLDER is None else _Cache(function)
+    return _NoCache() if FOLDER is None else _Cache(function)
 
 
 class Native:
@@ -150,7 +152,10 @@ class Native:
         signature = sigutils.normalize_signature(self.signature)
         callback: Any = CFunc(self.function, signature, locals={}, options={"error_model": "numpy"})
         callback._cache = _cache_of(self.function)
-        callback.compile()
+        try:
+            callback.compile()
+        finally:
+            callback._cache.release()
         return callback
 
     @cached_property
@@ -179,7 +184,16 @@ def entry(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
-        dispatcher._cache = _cache_of(function)
+        dispatcher._cache = cache = _cache_of(function)
+        compile_and_save = dispatcher.compile
+
+        def compile(signature: Any) -> Any:
+            try:
+                return compile_and_save(signature)
+            finally:
+                cache.release()
+
+        dispatcher.compile = compile  # the first call with new types looks it up by this name
         return dispatcher
 
     return decorate

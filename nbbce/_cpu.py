@@ -56,7 +56,7 @@ def _types_and_makers(
     seen = (computed, computed, "float64", "float64", "uint8", computed, computed)
     sizes = {"float64": 8, "float32": 4, "uint8": 1}
     # Labels of one byte in memory are summed as they are.
-    hard = summing and w is None and mask is None and not check
+    hard = summing and w is None and not check
     as_bytes = hard and direct[1] and y in ("uint8", "int8")
 
     def address(name: str, wanted: object = True) -> int:

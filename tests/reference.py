@@ -10,7 +10,7 @@ import math
 from fractions import Fraction
 from functools import cache
 
-import ml_dtypes  # noqa: F401  (gives NumPy the dtype "bfloat16")
+import ml_dtypes  # gives NumPy the dtype "bfloat16"
 import mpmath
 import numpy as np
 
@@ -172,7 +172,7 @@ def random_numbers(dtype, size, rng):
 
 
 def hard_points(dtype, rng, size=3000):
-    """Predictions and labels: every edge with every label that may matter, then random pairs, a third of hard labels."""
+    """Predictions and labels: every edge with every label that may matter, then random pairs, a third hard labels."""
     bits, least = FORMATS[np.dtype(dtype).name]
     labels = np.array([0, 1, 0.5, 0.3, 0.99, 1e-5, 2.0**least, 2.0 ** (least - bits), 1 - 2.0 ** -(bits + 1)], dtype)
     x, y = (a.ravel() for a in np.meshgrid(edges(dtype), labels))

@@ -203,7 +203,7 @@ def fortran(array):
 
 
 def turned(array):
-    axes = list(range(1, array.ndim)) + [0]
+    axes = [*range(1, array.ndim), 0]
     return array.transpose(axes).copy().transpose(np.argsort(axes))
 
 
@@ -370,12 +370,12 @@ def test_more_than_2_to_the_31_elements_are_summed():
 
 
 def test_elements_more_than_2_to_the_31_bytes_apart_are_found(tmp_path, rng):
-    # A file with holes: three rows of 4 GiB, of which 1000 elements each are written and read.
+    # A file with holes: three rows of 4 GiB, of which 5000 elements each, more than a block, are written and read.
     rows = np.memmap(tmp_path / "rows", np.float32, "w+", shape=(3, 2**30))
-    x, y = rng.random((3, 1000)).astype(np.float32), rng.random((3, 1000)).astype(np.float32)
-    rows[:, -1000:] = x
-    assert_same(answers(rows[:, -1000:], y), answers(x, y))
-    assert_same(answers(rows[::-1, -1000:], y[::-1]), answers(x[::-1].copy(), y[::-1].copy()))
+    x, y = rng.random((3, 5000)).astype(np.float32), rng.random((3, 5000)).astype(np.float32)
+    rows[:, -5000:] = x
+    assert_same(answers(rows[:, -5000:], y), answers(x, y))
+    assert_same(answers(rows[::-1, -5000:], y[::-1]), answers(x[::-1].copy(), y[::-1].copy()))
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])

@@ -94,29 +94,44 @@ def of_functions(names: tuple[str, ...] = FUNCTIONS) -> Any:
 
 ON_DEVICE = "arrays must be on the host, device arrays have no target yet; got {!r} on a device"
 
-KINDS = [
-    wrong(
-        f"{name} {label}", TypeError, f"{name!r} must be an array (see numpy.asarray); got {described}", **{name: value}
-    )
-    for name in ("input", "target")
-    for label, value, described in (
-        ("list", [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], "list"),
-        ("tuple", (0.5, 0.5), "tuple"),
-        ("float", 0.5, "0.5"),
-        ("int", 1, "1"),
-        ("bool", True, "True"),
-        ("numpy scalar", np.float32(0.5), "np.float32(0.5)"),
-        ("none", None, "NoneType"),
-        ("str", "half", "'half'"),
-        ("long str", "x" * 50, "str"),
-        ("object", SimpleNamespace(shape=SHAPE), "SimpleNamespace"),
-        ("class", np.ndarray, "type"),
-    )
-] + [
-    wrong(f"{name} {label}", TypeError, ON_DEVICE.format(name), **{name: value})
-    for name in ("input", "target", "weight", "where")
-    for label, value in (("on device", OnDevice()), ("on device with gradient", OnDeviceWithGradient()))
-]
+KINDS = (
+    [
+        wrong(
+            f"{name} {label}",
+            TypeError,
+            f"{name!r} must be an array (see numpy.asarray); got {described}",
+            **{name: value},
+        )
+        for name in ("input", "target")
+        for label, value, described in (
+            ("list", [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], "list"),
+            ("tuple", (0.5, 0.5), "tuple"),
+            ("float", 0.5, "0.5"),
+            ("int", 1, "1"),
+            ("bool", True, "True"),
+            ("numpy scalar", np.float32(0.5), "np.float32(0.5)"),
+            ("none", None, "NoneType"),
+            ("str", "half", "'half'"),
+            ("long str", "x" * 50, "str"),
+            ("object", SimpleNamespace(shape=SHAPE), "SimpleNamespace"),
+            ("class", np.ndarray, "type"),
+        )
+    ]
+    + [
+        wrong(f"{name} {label}", TypeError, ON_DEVICE.format(name), **{name: value})
+        for name in ("input", "target", "weight", "where")
+        for label, value in (("on device", OnDevice()), ("on device with gradient", OnDeviceWithGradient()))
+    ]
+    + [
+        wrong(
+            f"{name} masked",
+            TypeError,
+            f"{name!r} must have no mask of its own (see 'where'); got a masked array",
+            **{name: np.ma.masked_array(np.ones(SHAPE, dtype), mask=False)},
+        )
+        for name, dtype in (("input", np.float32), ("target", np.float32), ("weight", np.float32), ("where", bool))
+    ]
+)
 
 DTYPES = [
     wrong(
@@ -190,6 +205,8 @@ WEIGHTS = [
     for dtype, shape in (("complex128", SHAPE), ("object", SHAPE), ("U3", SHAPE), ("complex64", ()))
 ]
 
+HUGE_WEIGHT = wrong("weight huge", ValueError, "'weight' must fit a float64; got a larger number", weight=10**400)
+
 LARGE_WEIGHTS = [
     wrong(
         f"weight {shape}",
@@ -204,20 +221,20 @@ REDUCTION = [
     wrong(
         f"reduction {label}",
         ValueError,
-        f"'reduction' must be one of 'mean', 'sum', 'none'; got {value!r}",
+        f"'reduction' must be one of 'mean', 'sum', 'none'; got {got}",
         reduction=value,
     )
-    for label, value in (
-        ("unknown", "average"),
-        ("None", None),
-        ("upper case", "MEAN"),
-        ("title case", "None"),
-        ("empty", ""),
-        ("bool", True),
-        ("number", 1),
-        ("bytes", b"mean"),
-        ("list", ["mean"]),
-        ("array", np.array(["mean", "sum"])),
+    for label, value, got in (
+        ("unknown", "average", "'average'"),
+        ("None", None, "NoneType"),
+        ("upper case", "MEAN", "'MEAN'"),
+        ("title case", "None", "'None'"),
+        ("empty", "", "''"),
+        ("bool", True, "True"),
+        ("number", 1, "1"),
+        ("bytes", b"mean", "bytes"),
+        ("list", ["mean"], "list"),
+        ("array", np.array(["mean", "sum"]), "ndarray"),
     )
 ]
 
@@ -286,6 +303,13 @@ def test_target_of_another_shape_is_a_value_error_that_names_both(function, case
 @each(WEIGHTS)
 @of_functions()
 def test_weight_that_is_not_real_is_a_type_error(function, case):
+    with is_raised(case.error, function, case.message):
+        call(function, **case.change())
+
+
+@each([HUGE_WEIGHT])
+@of_functions()
+def test_weight_that_no_float_holds_is_a_value_error(function, case):
     with is_raised(case.error, function, case.message):
         call(function, **case.change())
 
@@ -771,17 +795,18 @@ def test_negative_zero_is_zero_and_no_error(function, reduction, name, size, dty
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("validate", [False, np.False_, 0], ids=repr)
 @reductions
 @of_functions()
-def test_without_validation_a_bad_value_is_no_error_and_gives_nan(function, reduction):
+def test_without_validation_a_bad_value_is_no_error_and_gives_nan(function, reduction, validate):
     x = np.array([0.25, 1.5, 0.75])
-    result = call(function, input=x, target=np.zeros(3), reduction=reduction, validate=False)
+    result = call(function, input=x, target=np.zeros(3), reduction=reduction, validate=validate)
     for array in as_tuple(result):
         np.testing.assert_array_equal(np.isnan(array), [False, True, False] if np.ndim(array) else True)
 
 
 # ------------------------------------------------------------------------------------- out stays as it was
-@each([*KINDS, *DTYPES, *SHAPES, *WEIGHTS, *LARGE_WEIGHTS, *REDUCTION, *WHERE, *DTYPE])
+@each([*KINDS, *DTYPES, *SHAPES, *WEIGHTS, HUGE_WEIGHT, *LARGE_WEIGHTS, *REDUCTION, *WHERE, *DTYPE])
 @of_functions()
 def test_out_is_as_it_was_after_a_wrong_argument(function, case):
     for reduction in REDUCTIONS:

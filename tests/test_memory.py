@@ -16,8 +16,8 @@ import ml_dtypes  # noqa: F401  (gives NumPy the dtype "bfloat16")
 import numpy as np
 import pytest
 
-from nbbce import binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
 from nbbce import __file__ as package
+from nbbce import binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
 
 MIB = 2**20
 # The smallest array that a call could copy, one of bytes, has 2 MiB; a float32 one 8 MiB.  Both sizes are parallel.

@@ -1,4 +1,4 @@
-"""Sums and means: exact to the last place of a float32, however many elements there are, and divided by the right count.
+"""Sums and means: exact to the last place of a float32, for any number of elements, and divided by the right count.
 
 Most arrays here are drawn from a pool of a few hundred elements, so that their exact sum is that of the pool's exact
 losses, each times how often it was drawn: exact for ten million elements too.

@@ -361,14 +361,14 @@ def test_other_python_threads_run_during_a_call(cache, threads):
     # With a switch interval of hours the main thread keeps the GIL until it lets go of it, which after the warming
     # call only compiled code does.  The other thread is woken before each call, and the main thread looks right
     # after it: whether the other has run is then whether it could run during the call.  A call takes some 10 ms, and
-    # one of many must do: the machine may be busy.
+    # one of a hundred must do, since the machine may be busy.
     code = f"""
 import numba
 numba.set_num_threads({threads})
 x, y = np.full(1 << 22, 0.25), np.full(1 << 22, 0.5)
-out = np.empty_like(x)
-nbbce.binary_cross_entropy_grad(x, y, out=out)
-woken, runs = threading.Semaphore(0), 0
+nbbce.binary_cross_entropy_grad(x, y)
+woken, runs = threading.Lock(), 0
+woken.acquire()
 
 def other():
     global runs
@@ -378,17 +378,18 @@ def other():
 thread = threading.Thread(target=other)
 thread.start()
 sys.setswitchinterval(10_000)
-during = 0
 for _ in range(100):
+    if woken.locked():
+        woken.release()
     before = runs
-    woken.release()
-    nbbce.binary_cross_entropy_grad(x, y, out=out)
+    nbbce.binary_cross_entropy_grad(x, y)
     during = runs - before
     if during:
         break
 sys.setswitchinterval(0.005)
 runs = -10
-woken.release()
+if woken.locked():
+    woken.release()
 thread.join()
 say(during > 0)
 """

@@ -116,6 +116,7 @@ F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.ui
 # log 2 = HIGH + LOW; HIGH is short, so that its product with an exponent is exact.
 LOG2_HIGH_32, LOG2_LOW_32 = F32({LOG2_HIGH_32!r}), F32({LOG2_LOW_32!r})
 LOG2_HIGH_64, LOG2_LOW_64 = {LOG2_HIGH_64!r}, {LOG2_LOW_64!r}
+LOG2_64 = {math.log(2)!r}
 
 # A logarithm is held at -100 by holding its argument at e^-100; the float32 one is scaled by 2^24, see below.
 HELD_32, HELD_64 = F32({math.exp(-100) * 2**24!r}), {math.exp(-100)!r}
@@ -150,12 +151,12 @@ def formulas() -> tuple[Formula, ...]:
     """The formula table, in the order in which the modules show it."""
     return (
         Formula(
-            "near_end_float32",
-            "-log(1-t) - t for t in [0, 1/2], as t^2 Q(t).",
+            "near_polynomial_float32",
+            "Q(t) of -log(1-t) = t + t^2 Q(t), for t in [0, 1/2].",
             f"""\
-def near_end_float32(t):
+def near_polynomial_float32(t):
     {NEAR_32.even_odd("q", "t")}
-    return tt * q
+    return q
 """,
         ),
         Formula(
@@ -207,28 +208,34 @@ def log_rest_float64(e, m):
 """,
         ),
         Formula(
-            "log_tail_float32",
-            "log(1+g) - g + rest for g in [-1/3, 1/3], as g^2 P(g) + rest.",
+            "log_polynomial_float32",
+            "P(g) of log(1+g) = g + g^2 P(g), for g in [-1/3, 1/3].",
             f"""\
-def log_tail_float32(g, rest):
+def log_polynomial_float32(g):
     {LOG_32.even_odd("p", "g")}
-    return fma(gg, p, rest)
+    return p
 """,
         ),
         Formula(
             "loss_float32",
             "The loss, in the order that rounds least: the small terms first, each into the next fma.\n"
-            "e LOG2_HIGH is exact, so no logarithm is ever rounded on its own.",
+            "e LOG2_HIGH is exact, so no logarithm is ever rounded on its own; the rounding error of 1-y is put back,\n"
+            "by the logarithm that it belongs to.",
             """\
 def loss_float32(x, y):
     beyond_half = x > F32(0.5)
     t = F32(1.0) - x if beyond_half else x
-    w_far = F32(1.0) - y if beyond_half else y
-    w_near = y if beyond_half else F32(1.0) - y
+    z = F32(1.0) - y
+    z_error = (F32(1.0) - z) - y
+    w_far = z if beyond_half else y
+    w_near = y if beyond_half else z
     e, g = split_float32(t)
-    rest = log_tail_float32(g, fma(e, LOG2_LOW_32, g))
-    small = fma(-w_far, rest, w_near * near_end_float32(t))
-    return fma(-w_far, e * LOG2_HIGH_32, fma(w_near, t, small))
+    tail = t * t * near_polynomial_float32(t)
+    exact = e * LOG2_HIGH_32
+    rest = fma(g * g, log_polynomial_float32(g), fma(e, LOG2_LOW_32, g))
+    other = -(exact + rest) if beyond_half else t + tail
+    small = fma(z_error, other, fma(-w_far, rest, w_near * tail))
+    return fma(-w_far, exact, fma(w_near, t, small))
 """,
         ),
         Formula(
@@ -238,35 +245,39 @@ def loss_float32(x, y):
 def loss_float64(x, y):
     beyond_half = x > 0.5
     t = 1.0 - x if beyond_half else x
-    w_far = 1.0 - y if beyond_half else y
-    w_near = y if beyond_half else 1.0 - y
+    z = 1.0 - y
+    z_error = (1.0 - z) - y
+    w_far = z if beyond_half else y
+    w_near = y if beyond_half else z
     e, m = split_float64(HELD_64 if t < HELD_64 else t)
-    small = fma(-w_far, log_rest_float64(e, m), w_near * near_end_float64(t))
-    return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
+    tail = near_end_float64(t)
+    exact = e * LOG2_HIGH_64
+    rest = log_rest_float64(e, m)
+    other = -(exact + rest) if beyond_half else t + tail
+    small = fma(z_error, other, fma(-w_far, rest, w_near * tail))
+    return fma(-w_far, exact, fma(w_near, t, small))
 """,
         ),
         Formula(
             "terms_float32",
-            "For sums: the loss as three float32 numbers (a, b, rest), with\n"
-            "\n"
-            "    loss = b + y (a - b) + rest,    a = -log x and b = -log(1-x) but for their rounding errors,\n"
-            "\n"
-            "which `rest` holds.  Put together in float64 this is good to 2^-27 (loss_float32: 2^-23), so that a sum\n"
-            "of ten million equal elements is still within 1 ULP.  high is e LOG2_HIGH + g rounded, and\n"
-            "g - (high - e LOG2_HIGH) its rounding error (Dekker's fast two-sum: |e LOG2_HIGH| > |g|).",
+            "For sums of float32: what the loss is made of, before anything is put together.",
             """\
-def terms_float32(x, y):
-    beyond_half = x > F32(0.5)
-    t = F32(1.0) - x if beyond_half else x
-    w_far = F32(1.0) - y if beyond_half else y
-    w_near = y if beyond_half else F32(1.0) - y
+def terms_float32(x):
+    t = F32(1.0) - x if x > F32(0.5) else x
     e, g = split_float32(t)
-    exact = e * LOG2_HIGH_32
-    high = exact + g
-    low = fma(e, LOG2_LOW_32, log_tail_float32(g, g - (high - exact)))
-    a = t if beyond_half else -high
-    b = -high if beyond_half else t
-    return a, b, fma(-w_far, low, w_near * near_end_float32(t))
+    return t, near_polynomial_float32(t), e, g, log_polynomial_float32(g)
+""",
+        ),
+        Formula(
+            "wide_loss",
+            "And the loss of these terms, put together in float64.  Only q and p are rounded to float32, which is\n"
+            "2^-26 of the loss (loss_float32: 2^-23): a sum of ten million equal elements is within 1 ULP still.",
+            """\
+def wide_loss(x, y, t, q, e, g, p):
+    w_far = 1.0 - y if x > F32(0.5) else y
+    near = fma(t * t, q, t)
+    far = -fma(e, LOG2_64, fma(g * g, p, g))
+    return fma(w_far, far - near, near)
 """,
         ),
         *(
@@ -274,10 +285,11 @@ def terms_float32(x, y):
                 f"gradient_{f.name}",
                 "d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.\n"
                 "\n"
-                "Numerator n and denominator d = x - x^2 are kept with their rounding errors (two-sum; fma), and the\n"
+                "Numerator n and denominator d are kept with their rounding errors (two-sum; fma), and the\n"
                 "quotient q = n (1/d) is corrected by its residual: within 1 ULP, where plain steps are within 2.5.\n"
                 "Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and\n"
-                "1/(1-t) = 1+t to the last bit."
+                "1/(1-t) = 1+t to the last bit; the largest terms first, so that what they leave when they cancel is\n"
+                "exact."
                 if f.name == "float32"
                 else "The same in float64.",
                 Template(
@@ -286,17 +298,21 @@ def gradient_$T(x, y):
     n = x - y
     back = n - x
     n_error = (x - (n - back)) - (y + back)
-    square = x * x
-    d = x - square
-    d_error = ((x - d) - square) - fma(x, x, -square)
+    r = $one - x
+    d = x * r
+    d_error = fma(x, ($one - r) - x, fma(x, r, -d))
     reciprocal = $one / d
     q = n * reciprocal
     q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
     beyond_half = x > $half
-    t = $one - x if beyond_half else x
-    v = $one - y if beyond_half else y
-    u = y if beyond_half else $one - y
-    steep = fma(-v, STEEP_REST_$B, fma(-v, STEEP_$B, fma(u, t, u)))
+    t = r if beyond_half else x
+    z = $one - y
+    z_error = ($one - z) - y
+    v = z if beyond_half else y
+    u = y if beyond_half else z
+    v_error = z_error if beyond_half else $zero
+    u_error = $zero if beyond_half else z_error
+    steep = fma(-v_error, STEEP_$B, fma(-v, STEEP_REST_$B, fma(-v, STEEP_$B, u) + fma(u, t, u_error)))
     steep = -steep if beyond_half else steep
     return steep if t < FLOOR_$B else q
 """
@@ -353,7 +369,8 @@ LANE_RULE = """\
 
 # Sums.  Element i of a block goes to lane i mod LANES; lanes are folded by halving.  A block shorter than it
 # should be is padded with x = y = 0, whose loss is exactly 0.  So the tree of additions depends on the number of
-# elements alone, not on threads, memory layout or target.
+# elements alone, not on threads, memory layout or target.  What a float64 sum loses in each addition is exactly
+# known (two-sum) and kept beside it: a sum of equal elements would be off by the same error in each.
 
 
 @njit(error_model="numpy")
@@ -364,6 +381,28 @@ def fold(lanes):
             lanes[j] += lanes[j + width]
         width = width >> U64(1)
     return lanes[0]
+
+
+@njit(error_model="numpy")
+def add_exactly(lanes, errors, terms):
+    for j in range(U64(terms.size)):
+        total = lanes[j] + terms[j]
+        back = total - lanes[j]
+        errors[j] += (lanes[j] - (total - back)) + (terms[j] - back)
+        lanes[j] = total
+
+
+@njit(error_model="numpy")
+def fold_exactly(lanes, errors):
+    width = U64(lanes.size) >> U64(1)
+    while width > U64(0):
+        for j in range(width):
+            total = lanes[j] + lanes[j + width]
+            back = total - lanes[j]
+            errors[j] += errors[j + width] + ((lanes[j] - (total - back)) + (lanes[j + width] - back))
+            lanes[j] = total
+        width = width >> U64(1)
+    return lanes[0] + (0.0 if np.isnan(errors[0]) else errors[0])  # an infinite sum has no error
 """
 
 HARD_SUM = Template('''
@@ -434,17 +473,25 @@ LEAST_HARD_SUM_32 = 4096 * 2.0**-25
 LEAST_HARD_SUM_64 = 128.0
 """
 
+# Five float32 lanes in the scratch memory, behind `start` bytes a lane.
+TERMS = """(
+        array_at(scratch_at + {start} * LANES, LANES, F32),
+        array_at(scratch_at + ({start} + 4) * LANES, LANES, F32),
+        array_at(scratch_at + ({start} + 8) * LANES, LANES, F32),
+        array_at(scratch_at + ({start} + 12) * LANES, LANES, F32),
+        array_at(scratch_at + ({start} + 16) * LANES, LANES, F32),
+    )"""
+WIDE_LOSS = "wide_loss(x[{i}], F64(y[{i}]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(p[j]))"
+
 SOFT_SUM = {
     "float32": '''
 
 @maker
 def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
-    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
-    lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
-    a = array_at(scratch_at + 8 * LANES, LANES, F32)
-    b = array_at(scratch_at + 12 * LANES, LANES, F32)
-    rest = array_at(scratch_at + 16 * LANES, LANES, F32)
+    x, y, w = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(w_at, BLOCK, F64)
+    lanes = array_at(scratch_at, LANES, F64)
+    t, q, e, g, p = $terms
     lanes[:] = 0.0
     largest_x, largest_y = U32(0), U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
@@ -455,15 +502,14 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             largest_x = bits if bits > largest_x else largest_x
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
-            a[j], b[j], rest[j] = terms_float32(xi, yi)
+            t[j], q[j], e[j], g[j], p[j] = terms_float32(xi)
         if w_at == 0:
             for j in range(U64(LANES)):
-                wide_b = F64(b[j])
-                lanes[j] += fma(F64(y[row + j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])
+                loss = $wide
+                lanes[j] += loss
         else:
             for j in range(U64(LANES)):
-                wide_b = F64(b[j])
-                loss = fma(F64(y[row + j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])
+                loss = $wide
                 lanes[j] = fma(w[row + j], loss, lanes[j])
     bad = largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000)
     return np.nan if bad else fold(lanes)
@@ -473,10 +519,11 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 @maker
 def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
-    x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
-    lanes, w = array_at(scratch_at, LANES, F64), array_at(w_at, BLOCK, F64)
-    losses = array_at(scratch_at + 8 * LANES, LANES, F64)
+    x, y, w = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(w_at, BLOCK, F64)
+    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    losses = array_at(scratch_at + 16 * LANES, LANES, F64)
     lanes[:] = 0.0
+    errors[:] = 0.0
     largest_x, largest_y = U64(0), U64(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         for j in range(U64(LANES)):
@@ -486,14 +533,12 @@ def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             bits = bits_of_float64(yi + 0.0)
             largest_y = bits if bits > largest_y else largest_y
             losses[j] = loss_float64(xi, yi)
-        if w_at == 0:
+        if w_at != 0:
             for j in range(U64(LANES)):
-                lanes[j] += losses[j]
-        else:
-            for j in range(U64(LANES)):
-                lanes[j] = fma(w[row + j], losses[j], lanes[j])
+                losses[j] *= w[row + j]
+        add_exactly(lanes, errors, losses)
     bad = largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000)
-    return np.nan if bad else fold(lanes)
+    return np.nan if bad else fold_exactly(lanes, errors)
 ''',
 }
 
@@ -537,31 +582,27 @@ WEIGHTED_LOSS_32 = '''
 
 @maker
 def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Loss times `scale` times w (float64, or nothing), rounded once."""
-    size = U64(count)
-    a = array_at(scratch_at, LANES, F32)
-    b = array_at(scratch_at + 4 * LANES, LANES, F32)
-    rest = array_at(scratch_at + 8 * LANES, LANES, F32)
+    """The loss of each element, times w (float64, or nothing) and `scale`, rounded once."""
+    t, q, e, g, p = $terms
     largest_x, largest_y = U32(0), U32(0)
-    for row in range(U64(0), size, U64(LANES)):
-        width = min(U64(LANES), size - row)
-        at = I64(4) * I64(row)
-        x, y = array_at(x_at + at, width, F32), array_at(y_at + at, width, F32)
-        out, w = array_at(out_at + at, width, F32), array_at(w_at + I64(2) * at, width, F64)
+    for row in range(0, count, LANES):
+        width = U64(min(LANES, count - row))
+        x, y = array_at(x_at + 4 * row, width, F32), array_at(y_at + 4 * row, width, F32)
+        out, w = array_at(out_at + 4 * row, width, F32), array_at(w_at + 8 * row, width, F64)
         for j in range(width):
             bits = bits_of_float32(x[j])
             largest_x = bits if bits > largest_x else largest_x
             bits = bits_of_float32(y[j])
             largest_y = bits if bits > largest_y else largest_y
-            a[j], b[j], rest[j] = terms_float32(x[j], y[j])
+            t[j], q[j], e[j], g[j], p[j] = terms_float32(x[j])
         if w_at == 0:
             for j in range(width):
-                wide_b = F64(b[j])
-                out[j] = F32((fma(F64(y[j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])) * scale)
+                loss = $wide
+                out[j] = F32(loss * scale)
         else:
             for j in range(width):
-                wide_b = F64(b[j])
-                out[j] = F32((fma(F64(y[j]), F64(a[j]) - wide_b, wide_b) + F64(rest[j])) * (w[j] * scale))
+                loss = $wide
+                out[j] = F32(loss * (w[j] * scale))
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
 '''
 
@@ -706,7 +747,7 @@ def copies() -> str:
         if source_size < 8:
             pair = {1: "np.uint16", 2: "U32", 4: "U64"}[source_size]
             half = {1: "np.uint8", 2: "np.uint16", 4: "U32"}[source_size]
-            low = f"{half}(pairs[c] & {pair}({256**source_size - 1:#x}))"
+            low = f"{half}(pairs[c] & {pair}(0x{256**source_size - 1:X}))"
             low = f"float32_of_bits({low})" if source == "float32" else f"{source_type}({low})"
             every_other = EVERY_OTHER.substitute(
                 destination_size=size,
@@ -780,7 +821,7 @@ def render_cpu() -> str:
         text += f"\n\n{comment}\n@formula\n{row.text}"
     text += "\n" + LANE_RULE + hard_sums()
     for f in FLOATS:
-        text += SOFT_SUM[f.name]
+        text += Template(SOFT_SUM[f.name]).substitute(terms=TERMS.format(start=8), wide=WIDE_LOSS.format(i="row + j"))
     text += ELEMENTWISE_LEGEND
     for f in FLOATS:
         words = f.words | {"numpy_T": "F64" if f.name == "float64" else "F32"}
@@ -792,7 +833,7 @@ def render_cpu() -> str:
         ):
             text += ELEMENTWISE.substitute(words, what=what, says=says, after=tail)
         if f.name == "float32":
-            text += WEIGHTED_LOSS_32
+            text += Template(WEIGHTED_LOSS_32).substitute(terms=TERMS.format(start=0), wide=WIDE_LOSS.format(i="j"))
         text += BLOCK_TOOLS.substitute(words)
     return text + copies()
 

@@ -69,10 +69,6 @@ def binary_cross_entropy(
     y = checked_array(_NAME, "label", label, _DTYPES)
     w = None if weight is None else checked_array(_NAME, "weight", weight, _DTYPES)
     dtype = None if w is None else np.result_type(x, w)
-    try:
-        call = checked(_NAME, x, y, w, reduction, None, dtype, None, None, None, True, False)
-        return functional._run(call)[0]
-    except ValueError as error:
-        # Our word for Paddle's `label` is `target`.
-        message = str(error).replace("'target' must", "'label' must").replace("got target", "got label")
-        raise ValueError(message) from None
+    # Our word for Paddle's `label` is `target`.
+    call = checked(_NAME, x, y, w, reduction, None, dtype, None, None, None, True, False, "label")
+    return functional._run(call)[0]
