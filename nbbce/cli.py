@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import errno
-import gzip
 import json
 import math
 import os
 import platform
-import re
 import sys
 import time
-import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
 import nbbce
 from nbbce._arrays import Array, is_real
+from nbbce._files import Problem, Source, is_file_name, one_line, read_array
 
 # Elements that are computed at a time: enough to keep every thread busy, and a few dozen MiB.
 CHUNK = 1 << 22
@@ -36,10 +33,6 @@ CHUNK = 1 << 22
 WARM_UP = 1 << 17
 
 Index = tuple[slice, ...]
-
-
-class Problem(Exception):
-    """What the user can put right, as one line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print(arguments.run(arguments) + "\n")
         return 0
     except (Problem, ImportError) as problem:
-        print(f"{name}: {_line(problem)}", file=sys.stderr)
+        print(f"{name}: {one_line(problem)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -103,15 +96,7 @@ def _print(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise
-        raise Problem(f"cannot write to standard output: {_line(error)}") from None
-
-
-def _line(error: BaseException) -> str:
-    """What an error says, as one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise Problem(f"cannot write to standard output: {one_line(error)}") from None
 
 
 def _check_numba() -> None:
@@ -119,7 +104,7 @@ def _check_numba() -> None:
     try:
         import numba  # noqa: F401
     except Exception as error:
-        raise Problem(f"Numba cannot be imported: {_line(error)}") from None
+        raise Problem(f"Numba cannot be imported: {one_line(error)}") from None
 
 
 def _table(rows: dict[str, str]) -> str:
@@ -128,15 +113,6 @@ def _table(rows: dict[str, str]) -> str:
 
 
 # --- nbbce score ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """An array and the file that it is from, as the user named it (with key or column) and on disk."""
-
-    name: str
-    path: Path
-    array: Array
 
 
 @dataclass(frozen=True)
@@ -168,7 +144,7 @@ class Job:
             nbbce.binary_cross_entropy(x, y, w, "none", out=self.view(out)[place], validate=self.validate)
             return math.nan
         except ValueError as error:
-            raise self._out_of_domain(index, x, y) or Problem(_line(error)) from None
+            raise self._out_of_domain(index, x, y) or Problem(one_line(error)) from None
 
     def _out_of_domain(self, index: Index, x: Array, y: Array) -> Problem | None:
         """The first value outside [0, 1] among those at `index`, by its file and its place in the whole file."""
@@ -237,7 +213,7 @@ def score(arguments: argparse.Namespace) -> str:
         given = "--output without it" if output is not None else "no --output"
         raise Problem(f"--reduction none must go with --output LOSSES.npy; got {given}")
     weight = None if arguments.weight is None else _weight(arguments.weight)
-    job = Job(_read(arguments.predictions), _read(arguments.targets), weight, arguments.validate)
+    job = Job(read_array(arguments.predictions), read_array(arguments.targets), weight, arguments.validate)
     _check(job)
     count = job.predictions.array.size
     if count == 0 and reduction == "mean":
@@ -266,9 +242,9 @@ def _duration(seconds: float) -> str:
 def _weight(text: str) -> Source | float:
     with contextlib.suppress(ValueError):
         return float(text)
-    if not _FILE.fullmatch(text):
+    if not is_file_name(text):
         raise Problem(f"--weight must be a number or a .npy, .npz, .csv or .csv.gz file; got {text!r}")
-    return _read(text)
+    return read_array(text)
 
 
 def _check(job: Job) -> None:
@@ -364,7 +340,7 @@ def _write(output: str, job: Job) -> float:
         del losses  # Windows renames no file that is mapped
         part.replace(path)
     except OSError as error:
-        raise Problem(f"cannot write {output}: {_line(error)}") from None
+        raise Problem(f"cannot write {output}: {one_line(error)}") from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -381,157 +357,6 @@ def _reserve(path: Path) -> None:
                 if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # what some file systems answer
                     raise
 
-
-# --- reading files -------------------------------------------------------------------------------------------------
-
-_FILE = re.compile(r"(?P<path>.*?(?P<kind>\.npy|\.npz|\.csv|\.csv\.gz))(?::(?P<part>.*))?", re.IGNORECASE | re.DOTALL)
-
-
-def _read(name: str) -> Source:
-    """The array in a file, as `name` says: FILE or FILE:PART."""
-    match = _FILE.fullmatch(name)
-    if match is None:
-        raise Problem(f"a file must end in .npy, .npz, .csv or .csv.gz (and then :KEY or :COLUMN); got {name!r}")
-    path, part = Path(match["path"]), match["part"]
-    try:
-        array = _READERS[match["kind"].lower()](path, part)
-    except Problem:
-        raise
-    except MemoryError:
-        raise Problem(f"cannot read {path}: it does not fit into memory, which a .npy file need not") from None
-    except Exception as error:
-        # NumPy, zipfile, gzip and csv raise a dozen kinds of errors for a broken file.
-        raise Problem(f"cannot read {path}: {_line(error)}") from None
-    return Source(name, path, array)
-
-
-def _read_npy(path: Path, part: str | None) -> Array:
-    if part is not None:
-        raise Problem(f"a .npy file holds one array and takes no key; got {part!r} for {path}")
-    with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            raise Problem(f"cannot read {path}: it is no .npy file")
-    return np.asarray(open_memmap(path, mode="r"))
-
-
-def _read_npz(path: Path, key: str | None) -> Array:
-    with path.open("rb") as file:
-        if file.read(4) not in (b"PK\3\4", b"PK\5\6"):  # with members, and without
-            raise Problem(f"cannot read {path}: it is no .npz file")
-        file.seek(0)
-        # Not by its path: NumPy leaves a broken file open.
-        arrays = np.load(file, allow_pickle=False)
-        keys = list(arrays.files)
-        if key is None:
-            if len(keys) != 1:
-                raise Problem(f"{path} must be given with a key, as in {path}:KEY; it holds {_list(keys)}")
-            key = keys[0]
-        if key not in keys:
-            raise Problem(f"{path} holds no array {key!r}; it holds {_list(keys)}")
-        return np.asarray(arrays[key])
-
-
-def _read_csv(path: Path, column: str | None) -> Array:
-    with _open_text(path) as file:
-        names = next(csv.reader(file), [])
-        position = _column(path, names, column)
-        lines = _Lines(file, len(names))
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "loadtxt: input contained no data", UserWarning)
-                values = np.loadtxt(
-                    lines, np.float64, comments=None, delimiter=",", usecols=position, ndmin=1, quotechar='"'
-                )
-        except ValueError:
-            _find_bad_line(path, names, position)
-            raise
-    if lines.uneven:
-        _find_bad_line(path, names, position)
-    return values
-
-
-class _Lines:
-    """The lines of a file, with a note whether one seems to have more or fewer cells than the header."""
-
-    def __init__(self, file: TextIO, cells: int) -> None:
-        self._file, self._commas, self.uneven = file, cells - 1, False
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._file:
-            if line.count(",") != self._commas:
-                self.uneven = True
-            yield line
-
-
-def _open_text(path: Path) -> TextIO:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def _column(path: Path, names: list[str], column: str | None) -> int:
-    """Index of the column that the user means."""
-    if not names:
-        raise Problem(f"the first line of {path} must name its columns; got an empty one")
-    if all(map(_is_number, names)):
-        # Without a header the first values would be lost, silently.
-        raise Problem(f"the first line of {path} must name its columns; got the numbers {','.join(names)}")
-    if column is None:
-        if len(names) > 1:
-            raise Problem(f"{path} must be given with a column, as in {path}:COLUMN; it has {_list(names)}")
-        return 0
-    if names.count(column) > 1:
-        raise Problem(f"{path} has {names.count(column)} columns {column!r}; name one by its index, as in {path}:0")
-    if column in names:
-        return names.index(column)
-    if column.isdecimal() and int(column) < len(names):
-        return int(column)
-    raise Problem(f"{path} has no column {column!r}; it has {_list(names)}")
-
-
-def _find_bad_line(path: Path, names: list[str], position: int) -> None:
-    """Raise a Problem for the first line that does not have the header's number of cells, or no number."""
-    with _open_text(path) as file:
-        reader = csv.reader(file)
-        next(reader)
-        for cells in reader:
-            if cells and len(cells) != len(names):
-                raise Problem(
-                    f"{path}, line {reader.line_num}: cells must be as many as in the header, {len(names)}; "
-                    f"got {len(cells)}"
-                )
-            if cells and not _is_number(cells[position], finite=False):
-                raise Problem(
-                    f"{path}, line {reader.line_num}, column {names[position]!r}: must be a number; "
-                    f"got {_short(cells[position])}"
-                )
-
-
-def _is_number(text: str, finite: bool = True) -> bool:
-    try:
-        number = float(text)
-    except ValueError:
-        return False
-    return math.isfinite(number) or not finite
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
-
-
-def _list(names: Sequence[str]) -> str:
-    """Names in a message, the first few of many."""
-    if not names:
-        return "nothing"
-    return ", ".join(map(_short, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-_READERS: dict[str, Callable[[Path, str | None], Array]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-}
 
 # --- nbbce info ----------------------------------------------------------------------------------------------------
 
@@ -595,4 +420,4 @@ def _threads() -> tuple[int, str]:
     try:
         return numba.get_num_threads(), numba.threading_layer()
     except Exception as error:
-        return numba.config.NUMBA_NUM_THREADS, f"{numba.config.THREADING_LAYER}, which fails: {_line(error)}"
+        return numba.config.NUMBA_NUM_THREADS, f"{numba.config.THREADING_LAYER}, which fails: {one_line(error)}"

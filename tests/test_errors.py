@@ -221,20 +221,20 @@ REDUCTION = [
     wrong(
         f"reduction {label}",
         ValueError,
-        f"'reduction' must be one of 'mean', 'sum', 'none'; got {got}",
+        f"'reduction' must be one of 'mean', 'sum', 'none'; got {value!r}",
         reduction=value,
     )
-    for label, value, got in (
-        ("unknown", "average", "'average'"),
-        ("None", None, "NoneType"),
-        ("upper case", "MEAN", "'MEAN'"),
-        ("title case", "None", "'None'"),
-        ("empty", "", "''"),
-        ("bool", True, "True"),
-        ("number", 1, "1"),
-        ("bytes", b"mean", "bytes"),
-        ("list", ["mean"], "list"),
-        ("array", np.array(["mean", "sum"]), "ndarray"),
+    for label, value in (
+        ("unknown", "average"),
+        ("None", None),
+        ("upper case", "MEAN"),
+        ("title case", "None"),
+        ("empty", ""),
+        ("bool", True),
+        ("number", 1),
+        ("bytes", b"mean"),
+        ("list", ["mean"]),
+        ("array", np.array(["mean", "sum"])),
     )
 ]
 
@@ -383,12 +383,9 @@ def test_grad_output_that_does_not_broadcast_to_input_is_a_value_error(function,
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @of_functions(GRADIENT_FUNCTIONS)
 def test_grad_output_of_a_reduced_loss_must_be_a_number(function, reduction, shape):
-    with pytest.raises(
-        ValueError, match=rf"\A{function}: 'grad_output' must .*; got .*{re.escape(str(shape))}"
-    ) as info:
+    message = f"'grad_output' must broadcast to the shape of the loss, (); got {shape}"
+    with is_raised(ValueError, function, message):
         call(function, grad_output=np.ones(shape), reduction=reduction)
-    # The shape of 'input' is (2, 3); the rule here is that of the result, ().
-    assert "the shape of 'input', ()" not in str(info.value)
 
 
 @pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.array(2), np.array(2.0, np.float16)], ids=repr)
@@ -428,10 +425,6 @@ PLACES = {
 }
 
 
-def misaligned() -> np.ndarray:
-    return np.frombuffer(bytearray(25), np.uint8)[1:].view(np.float32).reshape(SHAPE)
-
-
 def read_only() -> np.ndarray:
     array = np.full(SHAPE, PATTERN, np.float32)
     array.flags.writeable = False
@@ -452,7 +445,6 @@ OUT = [
     Wrong("larger", lambda: np.zeros((4, 2, 3), "f4"), ValueError, "must have shape (2, 3); got (4, 2, 3)"),
     Wrong("0-d", lambda: np.zeros((), "f4"), ValueError, "must have shape (2, 3); got ()"),
     Wrong("read-only", read_only, ValueError, "must be writeable; got a read-only array"),
-    Wrong("misaligned", misaligned, ValueError, "must be aligned in memory; got a misaligned array"),
 ]
 
 
@@ -465,6 +457,16 @@ def test_out_must_fit_the_result(function, case):
     with is_raised(case.error, function, f"{name!r} {case.message}"):
         call(function, out=place(out), reduction="none")
     assert before is None or np.array_equal(out, before)
+
+
+@of_functions()
+def test_misaligned_out_is_no_error(function):
+    _, place = PLACES[function]
+    out = np.zeros(4 * 6 + 1, np.uint8)[1:].view(np.float32).reshape(SHAPE)
+    assert not out.flags.aligned
+    expected = as_tuple(call(function, reduction="none"))[-1]
+    assert as_tuple(call(function, out=place(out), reduction="none"))[-1] is out
+    np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
