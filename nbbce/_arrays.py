@@ -24,10 +24,14 @@ def kind_of(dtype: np.dtype[Any]) -> str | None:
     """
     known = readable.get(dtype)
     if known is None and dtype not in _unreadable:
-        if dtype.name in _NAMES and dtype.isnative:
-            known = readable[dtype] = "uint8" if dtype.name == "bool" else dtype.name
+        if dtype.name in _NAMES:
+            known = "uint8" if dtype.name == "bool" else dtype.name if dtype.isnative else f"{dtype.name}_swapped"
+        elif dtype == np.longdouble and np.finfo(np.longdouble).nmant == 63 and dtype.itemsize == 16:
+            known = "longdouble"  # that of x87; others are converted before
         else:
             _unreadable.add(dtype)
+            return None
+        readable[dtype] = known
     return known
 
 
@@ -56,12 +60,6 @@ def is_on_device(value: object) -> bool:
         return True
 
 
-def host_view(value: Any) -> Array:
-    """The memory of an array on the host as a NumPy array, without a copy where it can be.
-
-    Copied is only what no loop reads as it is: byte-swapped memory.
-    """
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
-    if not array.dtype.isnative and is_real(array.dtype):
-        return array.astype(array.dtype.newbyteorder("="))
-    return array
+def is_float(kind: str | None) -> bool:
+    """Whether `kind` is one that a loss is computed of, in native byte order or not."""
+    return kind is not None and kind.removesuffix("_swapped") in FLOATS

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbce._arrays import FLOATS, Array, host_view, is_array, is_on_device, is_real, kind_of, readable
+from nbbce._arrays import FLOATS, Array, is_array, is_float, is_on_device, is_real, kind_of, readable
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -67,11 +67,11 @@ def _array(function: str, name: str, value: Any) -> Array:
         raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {_describe(value)}")
     elif isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{function}: {name!r} must have no mask of its own (see 'where'); got a masked array")
-    return host_view(value)
+    return value if isinstance(value, np.ndarray) else np.asarray(value)
 
 
 def _real(function: str, name: str, value: Any, computed: Any = np.float64) -> Array:
-    """The same for an array of a real dtype; one that no loop reads (``longdouble``) becomes `computed`."""
+    """The same for an array of a real dtype; one that no loop reads (some ``longdouble``) becomes `computed`."""
     array = _array(function, name, value)
     if kind_of(array.dtype) is not None:
         return array
@@ -187,17 +187,17 @@ def checked(
 ) -> Call:
     """Check the arguments of a public function and gather them in a `Call`."""
     x = _array(function, "input", input)
-    if kind_of(x.dtype) not in FLOATS:
+    if not is_float(kind_of(x.dtype)):
         raise TypeError(f"{function}: 'input' must have dtype {', '.join(FLOATS)}; got {x.dtype}")
-    y = _real(function, target_name, target, np.float64 if x.dtype == np.float64 else np.float32)
+    y = _real(function, target_name, target, np.float64 if x.dtype.itemsize == 8 else np.float32)
     shape = x.shape
     if y.shape != shape:
         raise ValueError(f"{function}: {target_name!r} must have the shape of 'input', {shape}; got {y.shape}")
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{function}: 'reduction' must be one of 'mean', 'sum', 'none'; got {reduction!r}")
-    call = Call(
-        function, x, y, reduction, x.size, x.dtype, validate is None or bool(validate), wants_value, wants_gradient
-    )
+    result = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
+    check = validate is None or bool(validate)
+    call = Call(function, x, y, reduction, x.size, result, check, wants_value, wants_gradient)
     if target_name != "target":
         call.target_name = target_name
     if weight is not None:

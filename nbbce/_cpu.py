@@ -52,7 +52,7 @@ def _types_and_makers(
 ) -> list[int]:
     """The fields of a call vector that its dtypes decide: copiers, items, makers and WIDEN."""
     x, y, w, _, mask, loss, gradient = kinds
-    computed = "float64" if x == "float64" else "float32"
+    computed = "float64" if x in ("float64", "float64_swapped") else "float32"
     seen = (computed, computed, "float64", "float64", "uint8", computed, computed)
     sizes = {"float64": 8, "float32": 4, "uint8": 1}
     # Labels of one byte in memory are summed as they are.

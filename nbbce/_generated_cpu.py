@@ -17,10 +17,13 @@ from nbbce._primitives_cpu import (
     bfloat16_of_float32,
     bits_of_float32,
     bits_of_float64,
+    byte_swapped,
     float32_of_bfloat16,
     float32_of_bits,
     float32_of_half,
+    float32_of_longdouble,
     float64_of_bits,
+    float64_of_longdouble,
     fma,
     half_of_float32,
 )
@@ -260,8 +263,7 @@ def wide_loss(x, y, t, q, e, g, p):
 # Numerator n and denominator d are kept with their rounding errors (two-sum; fma), and the
 # quotient q = n (1/d) is corrected by its residual: within 1 ULP, where plain steps are within 2.5.
 # Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and
-# 1/(1-t) = 1+t to the last bit; the largest terms first, so that what they leave when they cancel is
-# exact.
+# 1/(1-t) = 1+t+t^2 to the last bit; the largest terms first, for what they leave when they cancel.
 @formula
 def gradient_float32(x, y):
     n = x - y
@@ -281,9 +283,9 @@ def gradient_float32(x, y):
     u = y if beyond_half else z
     v_error = z_error if beyond_half else F32(0.0)
     u_error = F32(0.0) if beyond_half else z_error
-    steep = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(-v, STEEP_32, u) + fma(u, t, u_error)))
+    steep = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(-v, STEEP_32, u) + fma(u, fma(t, t, t), u_error)))
     steep = -steep if beyond_half else steep
-    return steep if t < FLOOR_32 else q
+    return steep if t <= FLOOR_32 else q
 
 
 # The same in float64.
@@ -306,9 +308,9 @@ def gradient_float64(x, y):
     u = y if beyond_half else z
     v_error = z_error if beyond_half else 0.0
     u_error = 0.0 if beyond_half else z_error
-    steep = fma(-v_error, STEEP_64, fma(-v, STEEP_REST_64, fma(-v, STEEP_64, u) + fma(u, t, u_error)))
+    steep = fma(-v_error, STEEP_64, fma(-v, STEEP_REST_64, fma(-v, STEEP_64, u) + fma(u, fma(t, t, t), u_error)))
     steep = -steep if beyond_half else steep
-    return steep if t < FLOOR_64 else q
+    return steep if t <= FLOOR_64 else q
 
 
 # Sums.  Element i of a block goes to lane i mod LANES; lanes are folded by halving.  A block shorter than it
@@ -362,10 +364,12 @@ def fold_exactly(lanes, errors):
 
 # float32: 4096 factors are off by 4096 * 1.5 * 2^-53 at most, which is 2^-27 of this sum.
 LEAST_HARD_SUM_32 = 4096 * 2.0**-25
-# float64: the 4096 roundings are as good as random, sqrt(4096) * 2^-54 together: half an ULP of this sum.  And 1-x
-# is itself rounded, for x < 1/2: (c-d)-x is that error, exactly, and -log d is off by error/d, which is summed too,
-# with 1/d on [1/2, 1] as 2.914 - 2 d (within 6 %, of a term that is below half an ULP of 1).
+# float64: the 4096 roundings are as good as random, sqrt(4096) * 2^-54 together: half an ULP of this sum.  So that
+# they are for equal factors too, lane j starts at 1 + j/64, and the logarithm of all starts is taken off again.  And
+# 1-x is itself rounded, for x < 1/2: (c-d)-x is that error, exactly, and -log d is off by error/d, which is summed
+# too, with 1/d on [1/2, 1] as 2.914 - 2 d (within 6 %, of a term that is below half an ULP of 1).
 LEAST_HARD_SUM_64 = 128.0
+START_LOG_64 = 24.375614488997478
 
 
 @maker
@@ -468,7 +472,8 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     for j in range(U64(8)):
         if y[j] != 0.0 and y[j] != 1.0:
             return np.nan
-    product[:] = 1.0
+    for j in range(U64(PRODUCTS_64)):
+        product[j] = 1.0 + F64(j) / PRODUCTS_64
     exponent[:] = 0
     largest, smallest, soft, vanished = U64(0), ~U64(0), U64(0), I64(0)
     correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)
@@ -505,7 +510,7 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         width = width >> U64(1)
     e, m = split_float64(product[0])
     e += F64(exponent[0])
-    total = -fma(e, LOG2_HIGH_64, log_rest_float64(e, m)) - fold(correction)
+    total = START_LOG_64 - fma(e, LOG2_HIGH_64, log_rest_float64(e, m)) - fold(correction)
     return total if total >= LEAST_HARD_SUM_64 else np.nan
 
 
@@ -518,7 +523,8 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     for j in range(U64(8)):
         if y[j] != np.uint8(0) and y[j] != np.uint8(1):
             return np.nan
-    product[:] = 1.0
+    for j in range(U64(PRODUCTS_64)):
+        product[j] = 1.0 + F64(j) / PRODUCTS_64
     exponent[:] = 0
     largest, smallest, soft, vanished = U64(0), ~U64(0), np.uint8(0), I64(0)
     correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)
@@ -555,7 +561,7 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         width = width >> U64(1)
     e, m = split_float64(product[0])
     e += F64(exponent[0])
-    total = -fma(e, LOG2_HIGH_64, log_rest_float64(e, m)) - fold(correction)
+    total = START_LOG_64 - fma(e, LOG2_HIGH_64, log_rest_float64(e, m)) - fold(correction)
     return total if total >= LEAST_HARD_SUM_64 else np.nan
 
 
@@ -1188,6 +1194,116 @@ def copy_uint64_to_float32(from_at, from_row, from_step, to_at, to_row, to_step,
 
 
 @copier
+def copy_float16_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint16)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(float32_of_half(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_bfloat16_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint16)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(float32_of_bfloat16(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_float32_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U32)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(float32_of_bits(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_float64_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U64)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(float64_of_bits(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_int16_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint16)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(np.int16(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_int32_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U32)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(I32(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_int64_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U64)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(I64(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_uint16_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint16)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(byte_swapped(value))
+    return 0
+
+
+@copier
+def copy_uint32_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U32)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(byte_swapped(value))
+    return 0
+
+
+@copier
+def copy_uint64_swapped_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U64)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = F32(byte_swapped(value))
+    return 0
+
+
+@copier
+def copy_longdouble_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.complex128)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = float32_of_longdouble(value)
+    return 0
+
+
+@copier
 def copy_float16_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
     """Convert `rows` x `columns` elements; strides are in bytes."""
     for r in range(rows):
@@ -1511,6 +1627,116 @@ def copy_uint64_to_float64(from_at, from_row, from_step, to_at, to_row, to_step,
             array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, U64)[0])
             from_item += from_step
             to_item += to_step
+    return 0
+
+
+@copier
+def copy_float16_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint16)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(float32_of_half(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_bfloat16_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint16)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(float32_of_bfloat16(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_float32_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U32)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(float32_of_bits(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_float64_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U64)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(float64_of_bits(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_int16_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint16)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(np.int16(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_int32_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U32)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(I32(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_int64_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U64)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(I64(byte_swapped(value)))
+    return 0
+
+
+@copier
+def copy_uint16_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint16)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(byte_swapped(value))
+    return 0
+
+
+@copier
+def copy_uint32_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U32)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(byte_swapped(value))
+    return 0
+
+
+@copier
+def copy_uint64_swapped_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, U64)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = F64(byte_swapped(value))
+    return 0
+
+
+@copier
+def copy_longdouble_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.complex128)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = float64_of_longdouble(value)
     return 0
 
 

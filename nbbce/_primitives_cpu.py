@@ -40,6 +40,45 @@ float32_of_bits = _bit_cast(types.uint32, types.float32, FLOAT)
 float64_of_bits = _bit_cast(types.uint64, types.float64, DOUBLE)
 
 
+@intrinsic
+def byte_swapped(typingctx: Any, bits: Any) -> Any:
+    """The bytes of an unsigned integer in reverse order."""
+    return bits(bits), lambda context, builder, signature, arguments: builder.bswap(arguments[0])
+
+
+@njit(error_model="numpy")
+def _power_of_two(exponent):
+    """2 to an exponent in [-1022, 1023], as float64."""
+    return float64_of_bits(np.uint64(np.int64(exponent) + np.int64(1023)) << np.uint64(52))
+
+
+@njit(error_model="numpy")
+def _scaled(value, sign_and_exponent):
+    """`value`, a 64-bit significand as a float, with the sign and the exponent of the x87 number it is of."""
+    biased = np.int64(sign_and_exponent & np.uint64(0x7FFF))
+    # In three steps, each a normal power of two: what over- or underflows a float64 does so here.
+    exponent = min(max(biased - 16383 - 63, -2100), 2100)
+    third = exponent // 3
+    scaled = np.float64(value) * _power_of_two(third) * _power_of_two(third) * _power_of_two(exponent - 2 * third)
+    if biased == 0x7FFF:
+        scaled = np.inf if value == np.float64(2.0**63) else np.nan
+    return -scaled if sign_and_exponent & np.uint64(0x8000) else scaled
+
+
+@njit(error_model="numpy")
+def float64_of_longdouble(pair):
+    """The float64 nearest to the x87 number whose 16 bytes `pair` holds: its significand, then sign and exponent."""
+    significand, sign_and_exponent = bits_of_float64(pair.real), bits_of_float64(pair.imag)
+    return _scaled(np.float64(significand), sign_and_exponent)
+
+
+@njit(error_model="numpy")
+def float32_of_longdouble(pair):
+    """The float32 nearest to it: the significand is rounded once, to 24 bits."""
+    significand, sign_and_exponent = bits_of_float64(pair.real), bits_of_float64(pair.imag)
+    return np.float32(_scaled(np.float32(significand), sign_and_exponent))
+
+
 @njit(error_model="numpy")
 def float32_of_half(h):
     """The float32 equal to the IEEE half with the bits `h`.

@@ -356,41 +356,46 @@ say(exit_code_of_fork(lambda: check() and not launches))
     assert said(cache, "omp", code) == 0
 
 
-@pytest.mark.parametrize("threads", [1, 2], ids=["serial", "parallel"])
-def test_other_python_threads_run_during_a_call(cache, threads):
-    # With a switch interval of hours the main thread keeps the GIL until it lets go of it, which after the warming
-    # call only compiled code does.  The other thread is woken before each call, and the main thread looks right
-    # after it: whether the other has run is then whether it could run during the call.  A call takes some 10 ms, and
-    # one of a hundred must do, since the machine may be busy.
+@pytest.mark.parametrize("walk", ["run_serial", "run_parallel"])
+def test_other_python_threads_run_during_a_call(cache, walk):
+    # With a switch interval of hours a thread keeps the GIL until it lets go of it.  The main thread wakes the other
+    # right before compiled code and looks right after it: what the other has done by then, it did during the call.
+    # A call takes some 10 ms, and one of a hundred must do, since the machine may be busy.
     code = f"""
+from nbbce import _cpu
 import numba
-numba.set_num_threads({threads})
-x, y = np.full(1 << 22, 0.25), np.full(1 << 22, 0.5)
-nbbce.binary_cross_entropy_grad(x, y)
-woken, runs = threading.Lock(), 0
+
+numba.set_num_threads({1 if walk == "run_serial" else 2})
+x = np.full(1 << 22, 0.25)
+nbbce.binary_cross_entropy_grad(x, x)
+compiled = _cpu.{walk}
+woken, done, during = threading.Lock(), 0, []
 woken.acquire()
 
 def other():
-    global runs
-    while woken.acquire() and runs >= 0:
-        runs += 1
+    global done
+    while woken.acquire() and done >= 0:
+        done += 1
 
+def watched(*arguments):
+    if woken.locked():
+        woken.release()
+    before = done
+    result = compiled(*arguments)
+    during.append(done - before)
+    return result
+
+_cpu.{walk} = watched
 thread = threading.Thread(target=other)
 thread.start()
 sys.setswitchinterval(10_000)
-for _ in range(100):
-    if woken.locked():
-        woken.release()
-    before = runs
-    nbbce.binary_cross_entropy_grad(x, y)
-    during = runs - before
-    if during:
-        break
+while len(during) < 100 and not any(during):
+    nbbce.binary_cross_entropy_grad(x, x)
 sys.setswitchinterval(0.005)
-runs = -10
+done = -10
 if woken.locked():
     woken.release()
 thread.join()
-say(during > 0)
+say(any(during))
 """
     assert said(cache, "workqueue", code) is True

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import sys
+from decimal import Decimal, localcontext
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
@@ -288,8 +289,7 @@ def wide_loss(x, y, t, q, e, g, p):
                 "Numerator n and denominator d are kept with their rounding errors (two-sum; fma), and the\n"
                 "quotient q = n (1/d) is corrected by its residual: within 1 ULP, where plain steps are within 2.5.\n"
                 "Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and\n"
-                "1/(1-t) = 1+t to the last bit; the largest terms first, so that what they leave when they cancel is\n"
-                "exact."
+                "1/(1-t) = 1+t+t^2 to the last bit; the largest terms first, for what they leave when they cancel."
                 if f.name == "float32"
                 else "The same in float64.",
                 Template(
@@ -312,9 +312,9 @@ def gradient_$T(x, y):
     u = y if beyond_half else z
     v_error = z_error if beyond_half else $zero
     u_error = $zero if beyond_half else z_error
-    steep = fma(-v_error, STEEP_$B, fma(-v, STEEP_REST_$B, fma(-v, STEEP_$B, u) + fma(u, t, u_error)))
+    steep = fma(-v_error, STEEP_$B, fma(-v, STEEP_REST_$B, fma(-v, STEEP_$B, u) + fma(u, fma(t, t, t), u_error)))
     steep = -steep if beyond_half else steep
-    return steep if t < FLOOR_$B else q
+    return steep if t <= FLOOR_$B else q
 """
                 ).substitute(f.words, half=f.literal("0.5"), B=f.name[-2:]),
             )
@@ -344,10 +344,13 @@ from nbbce._primitives_cpu import (
     bfloat16_of_float32,
     bits_of_float32,
     bits_of_float64,
+    byte_swapped,
     float32_of_bfloat16,
     float32_of_bits,
     float32_of_half,
+    float32_of_longdouble,
     float64_of_bits,
+    float64_of_longdouble,
     fma,
     half_of_float32,
 )
@@ -416,8 +419,7 @@ def hard_sum_${T}_${labels}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     for j in range(U64(8)):
         if y[j] != $label_zero and y[j] != $label_one:
             return np.nan
-    product[:] = 1.0
-    exponent[:] = 0
+$start    exponent[:] = 0
     largest, smallest, soft, vanished = $U(0), ~$U(0), $soft_zero, I64(0)$correction_start
     for row in range(U64(0), U64(count), U64(DEPTH_$B * PRODUCTS_$B)):
         for j in range(U64(PRODUCTS_$B)):
@@ -447,11 +449,15 @@ def hard_sum_${T}_${labels}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         width = width >> U64(1)
     e, m = split_float64(product[0])
     e += F64(exponent[0])
-    total = -fma(e, LOG2_HIGH_64, log_rest_float64(e, m))$correction_end
+    total = ${start_log}fma(e, LOG2_HIGH_64, log_rest_float64(e, m))$correction_end
     return total if total >= LEAST_HARD_SUM_$B else np.nan
 ''')
 
-HARD_LEGEND = """\
+# log of the product of 1 + j/64 for j < 64, which is (127! / 63!) / 64^64, exact but for the last rounding.
+with localcontext(prec=50):
+    START_LOG_64 = float((Decimal(math.factorial(127)) / math.factorial(63) / Decimal(64) ** 64).ln())
+
+HARD_LEGEND = f"""\
 
 
 # Hard labels.  If every label of a block is 0 or 1, its sum of logarithms is the logarithm of a product:
@@ -467,10 +473,12 @@ HARD_LEGEND = """\
 
 # float32: 4096 factors are off by 4096 * 1.5 * 2^-53 at most, which is 2^-27 of this sum.
 LEAST_HARD_SUM_32 = 4096 * 2.0**-25
-# float64: the 4096 roundings are as good as random, sqrt(4096) * 2^-54 together: half an ULP of this sum.  And 1-x
-# is itself rounded, for x < 1/2: (c-d)-x is that error, exactly, and -log d is off by error/d, which is summed too,
-# with 1/d on [1/2, 1] as 2.914 - 2 d (within 6 %, of a term that is below half an ULP of 1).
+# float64: the 4096 roundings are as good as random, sqrt(4096) * 2^-54 together: half an ULP of this sum.  So that
+# they are for equal factors too, lane j starts at 1 + j/64, and the logarithm of all starts is taken off again.  And
+# 1-x is itself rounded, for x < 1/2: (c-d)-x is that error, exactly, and -log d is off by error/d, which is summed
+# too, with 1/d on [1/2, 1] as 2.914 - 2 d (within 6 %, of a term that is below half an ULP of 1).
 LEAST_HARD_SUM_64 = 128.0
+START_LOG_64 = {START_LOG_64!r}
 """
 
 # Five float32 lanes in the scratch memory, behind `start` bytes a lane.
@@ -697,6 +705,18 @@ def copy_${source}_to_$destination(from_at, from_row, from_step, to_at, to_row, 
     return 0
 ''')
 
+RARE_COPY = Template('''
+
+@copier
+def copy_${source}_to_$destination(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        for c in range(columns):
+            value = array_at(from_at + r * from_row + c * from_step, 1, $source_type)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, $destination_type)[0] = $dense
+    return 0
+''')
+
 EVERY_OTHER = Template("""
         elif to_step == $destination_size and from_step == $twice and left > U64(1):
             pairs, to = array_at(from_item, left, $pair_type), array_at(to_item, left, $destination_type)
@@ -721,6 +741,17 @@ LOADS = {
     "uint32": (4, "U32", "{T}({v})"),
     "uint64": (8, "U64", "{T}({v})"),
 }
+# Byte-swapped memory, and the 80-bit numbers of x87 in 16 bytes, of which a complex128 holds the same bits.
+for _name, (_size, _type, _expression) in list(LOADS.items()):
+    if _size > 1:
+        _bits = {2: "np.uint16", 4: "U32", 8: "U64"}[_size]
+        _value = "byte_swapped({v})"
+        if _name in ("float32", "float64"):
+            _value = f"{_name}_of_bits({_value})"
+        elif _type != _bits:
+            _value = f"{_type}({_value})"
+        LOADS[f"{_name}_swapped"] = (_size, _bits, _expression.replace("{v}", _value))
+LOADS["longdouble"] = (16, "np.complex128", "{T}_of_longdouble({v})")
 STORES = {
     "float16": (2, "np.uint16", "half_of_float32(F32({v}))"),
     "bfloat16": (2, "np.uint16", "bfloat16_of_float32(F32({v}))"),
@@ -744,7 +775,7 @@ def copies() -> str:
         else:
             expression = load.replace("{T}", {"float32": "F32", "float64": "F64"}.get(destination, "np.uint8"))
         every_other = ""
-        if source_size < 8:
+        if source_size < 8 and not source.endswith("_swapped"):
             pair = {1: "np.uint16", 2: "U32", 4: "U64"}[source_size]
             half = {1: "np.uint8", 2: "np.uint16", 4: "U32"}[source_size]
             low = f"{half}(pairs[c] & {pair}(0x{256**source_size - 1:X}))"
@@ -756,14 +787,17 @@ def copies() -> str:
                 pair_type=pair,
                 low_half=expression.format(v=low),
             )
-        text += COPY.substitute(
+        rare = source == "longdouble" or source.endswith("_swapped")
+        if source == "longdouble":
+            expression = f"{destination}_of_longdouble({{v}})"
+        text += (RARE_COPY if rare else COPY).substitute(
             source=source,
             destination=destination,
             source_size=source_size,
             source_type=source_type,
             destination_size=size,
             destination_type=type_,
-            dense=expression.format(v="from_[c]"),
+            dense=expression.format(v="value" if rare else "from_[c]"),
             repeated=expression.format(v="value"),
             every_other=every_other,
             strided=expression.format(v=f"array_at(from_item, 1, {source_type})[0]"),
@@ -779,7 +813,10 @@ def hard_sums() -> str:
         # 1-x is rounded in float64 (it is exact for a float32 x above 2^-29): the error is (c-d)-x, and it changes
         # -log|d| by error/d.  It is there for x < 1/2 only, where 1/d lies in [1, 2]: 2.914 - 2d is within 6 %.
         correction = dict.fromkeys(("start", "load", "step", "store", "end"), "")
+        start, start_log = "    product[:] = 1.0\n", ""
         if wide:
+            start = "    for j in range(U64(PRODUCTS_64)):\n        product[j] = 1.0 + F64(j) / PRODUCTS_64\n"
+            start_log = "START_LOG_64 "
             correction = {
                 "start": "\n    correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)"
                 "\n    correction[:] = 0.0",
@@ -808,6 +845,8 @@ def hard_sums() -> str:
                 label_step=step,
                 is_soft=f"soft != {f.unsigned}(0)" if floats else "soft > np.uint8(1)",
                 wide_x="xi" if wide else "F64(xi)",
+                start=start,
+                start_log=start_log + "- " if wide else "-",
                 **{f"correction_{place}": text for place, text in correction.items()},
             )
     return text
