@@ -171,29 +171,35 @@ def call_rows(size: int) -> list[Row]:
 def rival_rows(size: int) -> list[Row]:
     """Against what users have today, where it is installed."""
     x, hard, soft = data(size, np.float32)
-    ours: Work = lambda: nbbce.binary_cross_entropy(x, soft)  # noqa: E731
-    rows = [Row("mean, against the NumPy one-liner", lambda: one_liner(x, soft), ours, 35)]
+    ours: dict[str, Work] = {
+        "labels 0/1": lambda: nbbce.binary_cross_entropy(x, hard),
+        "soft labels": lambda: nbbce.binary_cross_entropy(x, soft),
+    }
+    labels = {"labels 0/1": hard, "soft labels": soft}
+    rows = [Row(f"{k}: NumPy one-liner", lambda y=y: one_liner(x, y), ours[k], 35) for k, y in labels.items()]
     try:
         import torch
     except ImportError:
         print("torch is not installed: left out", file=sys.stderr)
     else:
         torch.set_num_threads(numba.get_num_threads())
-        tx, ty = torch.from_numpy(x), torch.from_numpy(soft)
-        leaf = torch.from_numpy(x.copy()).requires_grad_()
         eager = torch.nn.functional.binary_cross_entropy
         compiled = torch.compile(eager)
+        leaf = torch.from_numpy(x.copy()).requires_grad_()
+        tensor = leaf.detach()
 
-        def forward_and_backward() -> None:
+        def forward_and_backward(y: Any) -> None:
             leaf.grad = None
-            eager(leaf, ty).backward()
+            eager(leaf, y).backward()
 
-        both: Work = lambda: nbbce.binary_cross_entropy_value_and_grad(x, soft)  # noqa: E731
-        rows += [
-            Row("mean, against torch eager", lambda: eager(tx, ty), ours, 60),
-            Row("mean, against torch.compile", lambda: compiled(tx, ty), ours, 4),
-            Row("value_and_grad, against torch forward and backward", forward_and_backward, both, 60),
-        ]
+        for k, y in labels.items():
+            ty = torch.from_numpy(y)
+            both: Work = lambda y=y: nbbce.binary_cross_entropy_value_and_grad(x, y)  # noqa: E731
+            rows += [
+                Row(f"{k}: torch eager", lambda y=ty: eager(tensor, y), ours[k], 60),
+                Row(f"{k}: torch.compile", lambda y=ty: compiled(tensor, y), ours[k], 4),
+                Row(f"{k}: torch forward and backward", lambda y=ty: forward_and_backward(y), both, 60),
+            ]
     try:
         import jax
         import jax.numpy as jnp
@@ -201,21 +207,16 @@ def rival_rows(size: int) -> list[Row]:
         print("jax is not installed: left out", file=sys.stderr)
     else:
         jitted = jax.jit(lambda x, y: -jnp.mean(y * jnp.log(x) + (1 - y) * jnp.log1p(-x)))
-        jx, jy = jnp.asarray(x), jnp.asarray(soft)
-        rows.append(Row("mean, against jax.jit", lambda: jitted(jx, jy).block_until_ready(), ours, 4))
+        jx = jnp.asarray(x)
+        for k, y in labels.items():
+            jy = jnp.asarray(y)
+            rows.append(Row(f"{k}: jax.jit", lambda y=jy: jitted(jx, y).block_until_ready(), ours[k], 4))
     try:
         from sklearn.metrics import log_loss
     except ImportError:
         print("scikit-learn is not installed: left out", file=sys.stderr)
     else:
-        rows.append(
-            Row(
-                "mean, labels 0/1, against log_loss",
-                lambda: log_loss(hard, x),
-                lambda: nbbce.binary_cross_entropy(x, hard),
-                400,
-            )
-        )
+        rows.append(Row("labels 0/1: scikit-learn log_loss", lambda: log_loss(hard, x), ours["labels 0/1"], 400))
     return rows
 
 

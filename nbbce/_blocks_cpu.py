@@ -138,12 +138,14 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     room = 8 * min(window * BLOCK, (size + HARD - 1) // HARD * HARD)
     plain = call[WEIGHT] == 0 and call[GRAD_OUTPUT] == 0 and not masked
     plain = plain and call[COPIERS + LOSS] == 0 and call[COPIERS + GRADIENT] == 0
-    memory = np.empty(32 * LANES + (2 if plain else 7) * room + (room if bytes_wanted else 0), np.uint8)
-    scratch_at = memory.ctypes.data
+    memory = np.empty(128 + 32 * LANES + (2 if plain else 7) * room + (room if bytes_wanted else 0), np.uint8)
+    scratch_at = memory.ctypes.data + 128
     buffers_at = scratch_at + 32 * LANES
     widened_at = buffers_at + (2 if plain else 7) * room
-    addresses = np.zeros((2, WHERE + 1), np.int64)
-    loaded, at = addresses[0], addresses[1]
+    loaded = array_at(memory.ctypes.data, WHERE + 1, np.int64)  # addresses of the operands' windows, and in them of
+    at = array_at(memory.ctypes.data + 64, WHERE + 1, np.int64)  # the block at hand
+    for operand in range(WHERE + 1):
+        at[operand] = 0
     first_bad = -1
     for block in range(first, last):
         start = block * BLOCK
@@ -204,13 +206,6 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
 
 
 @loop
-def _add_wave(lanes, errors, sums):
-    """Add the sums of one wave to the lanes.  Block b goes to lane b mod LANES, as an element does in its block."""
-    for row in range(0, sums.size, LANES):
-        add_exactly(lanes, errors, sums[row : row + LANES])
-
-
-@loop
 def _of_arrays(call, x_id, y_id, loss_id, gradient_id, size):
     """A copy of the call on these arrays (by their `id`) of `size` elements; the call itself if `x_id` is 0."""
     if x_id == 0:
@@ -222,40 +217,66 @@ def _of_arrays(call, x_id, y_id, loss_id, gradient_id, size):
     return filled
 
 
+# What the entries do beside walking is in functions of its own: in a parallel one Numba would make a parallel loop of
+# each array expression, and take five times as long to compile it.
+
+
+@loop
+def _room(call, chunks):
+    """Memory of a call: sums of a wave, two sets of lanes, and the first bad element that each chunk found."""
+    blocks = (call[SIZE] + BLOCK - 1) // BLOCK
+    lanes = LANES if blocks > 1 else 1
+    sums, totals, errors = np.empty(min(blocks, WAVE)), np.empty(lanes), np.empty(lanes)
+    for j in range(lanes):
+        totals[j] = errors[j] = 0.0
+    return sums, totals, errors, np.empty(chunks, np.int64)
+
+
+@loop
+def _end_wave(call, sums, lanes, errors, found, count, bad):
+    """Add the sums of a wave to the lanes, block b to lane b mod LANES; returns the first bad element so far, or -1."""
+    if call[SUM] != 0 and lanes.size > 1:
+        for row in range(0, count, LANES):
+            add_exactly(lanes, errors, sums[row : min(row + LANES, count)])
+    for chunk in range(found.size):
+        if bad < 0:
+            bad = found[chunk]
+    return bad
+
+
+@loop
+def _total(call, sums, lanes, errors):
+    """The sum of all blocks; that of a single one is its own."""
+    return sums[0] if sums.size == 1 else fold_exactly(lanes, errors)
+
+
 @entry()
 def run_serial(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradient_scale, chunks):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, or -1."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
-    blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
-    sums = np.empty(min(blocks, WAVE), np.float64)
-    lanes, errors = np.zeros(LANES if blocks > 1 else 1), np.zeros(LANES if blocks > 1 else 1)
-    call_at, sums_at = call.ctypes.data, sums.ctypes.data
+    sums, lanes, errors, found = _room(call, 1)
+    blocks, bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
-        bad = call_walker(call[WALK], (call_at, loss_scale, gradient_scale, start, stop, start, sums_at))
-        first_bad = bad if first_bad < 0 else first_bad
-        if call[SUM] != 0 and blocks > 1:
-            _add_wave(lanes, errors, sums[: stop - start])
-    return sums[0] if blocks == 1 else fold_exactly(lanes, errors), first_bad
+        run = (call.ctypes.data, loss_scale, gradient_scale, start, stop, start, sums.ctypes.data)
+        found[0] = call_walker(call[WALK], run)
+        bad = _end_wave(call, sums, lanes, errors, found, stop - start, bad)
+    return _total(call, sums, lanes, errors), bad
 
 
 @entry(parallel=True)
 def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
-    blocks, first_bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
-    sums = np.empty(min(blocks, WAVE), np.float64)
-    lanes, errors = np.zeros(LANES if blocks > 1 else 1), np.zeros(LANES if blocks > 1 else 1)
+    sums, lanes, errors, found = _room(call, chunks)
     call_at, sums_at = call.ctypes.data, sums.ctypes.data
-    found = np.empty(chunks, np.int64)
+    blocks, bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         for chunk in prange(chunks):
             low = start + (stop - start) * chunk // chunks
             high = start + (stop - start) * (chunk + 1) // chunks
-            found[chunk] = call_walker(call[WALK], (call_at, loss_scale, gradient_scale, low, high, start, sums_at))
-        for chunk in range(chunks):
-            first_bad = found[chunk] if first_bad < 0 else first_bad
-        if call[SUM] != 0 and blocks > 1:
-            _add_wave(lanes, errors, sums[: stop - start])
-    return sums[0] if blocks == 1 else fold_exactly(lanes, errors), first_bad
+            run = (call_at, loss_scale, gradient_scale, low, high, start, sums_at)
+            found[chunk] = call_walker(call[WALK], run)
+        bad = _end_wave(call, sums, lanes, errors, found, stop - start, bad)
+    return _total(call, sums, lanes, errors), bad

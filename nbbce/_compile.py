@@ -31,7 +31,16 @@ from nbbce._primitives_cpu import COPIER, MAKER, WALKER
 # Everything that a kernel is compiled from.
 SOURCES = ("_blocks_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py")
 # Numba settings that change the code it makes.  Processor name and features are part of Numba's own index key.
-SETTINGS = ("BOUNDSCHECK", "DEBUG", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML", "ENABLE_AVX", "LOOP_VECTORIZE", "OPT")
+SETTINGS = (
+    "BOUNDSCHECK",
+    "DEBUG",
+    "DEBUGINFO_DEFAULT",
+    "DISABLE_INTEL_SVML",
+    "ENABLE_AVX",
+    "LOOP_VECTORIZE",
+    "OPT",
+    "SLP_VECTORIZE",
+)
 # A process that waits this long for another's compilation (1 to 3 s) compiles for itself.
 LOCK_SECONDS = 60.0
 
@@ -115,7 +124,12 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         return found
 
     def save_overload(self, signature: Any, data: Any) -> None:
-        self._quietly(super().save_overload, signature, data)
+        try:
+            super().save_overload(signature, data)
+        except Exception:
+            # Numba reads the index before it writes, and fails on a broken one: start it anew.
+            self._quietly(self.flush)
+            self._quietly(super().save_overload, signature, data)
 
     def release(self) -> None:
         """Let others have the lock, whether the compilation came to an end or was broken off."""
