@@ -95,7 +95,7 @@ def _transfer(call, operand, start, count, buffer):
         dense = buffer + done * item
         if operand >= LOSS:
             call_copier(copier, (dense, columns * item, item, at, row, step, rows, columns))
-        elif rows > 1 and abs(row) < abs(step):
+        elif rows > 1 and 0 < abs(row) < abs(step):
             call_copier(copier, (at, step, row, dense, item, columns * item, columns, rows))
         else:
             call_copier(copier, (at, row, step, dense, columns * item, item, rows, columns))
@@ -233,21 +233,16 @@ def _room(call, chunks):
 
 
 @loop
-def _end_wave(call, sums, lanes, errors, found, count, bad):
-    """Add the sums of a wave to the lanes, block b to lane b mod LANES; returns the first bad element so far, or -1."""
-    if call[SUM] != 0 and lanes.size > 1:
-        for row in range(0, count, LANES):
-            add_exactly(lanes, errors, sums[row : min(row + LANES, count)])
+def _end_wave(call, sums, lanes, errors, found, count, bad, last):
+    """Add the sums of a wave to the lanes, block b to lane b mod LANES; returns the total and the first bad element."""
     for chunk in range(found.size):
         if bad < 0:
             bad = found[chunk]
-    return bad
-
-
-@loop
-def _total(call, sums, lanes, errors):
-    """The sum of all blocks; that of a single one is its own."""
-    return sums[0] if sums.size == 1 else fold_exactly(lanes, errors)
+    if lanes.size == 1 or call[SUM] == 0:
+        return sums[0], bad
+    for row in range(0, count, LANES):
+        add_exactly(lanes, errors, sums[row : min(row + LANES, count)])
+    return (fold_exactly(lanes, errors) if last else np.nan), bad
 
 
 @entry()
@@ -255,13 +250,13 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradien
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, or -1."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     sums, lanes, errors, found = _room(call, 1)
-    blocks, bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
+    blocks, total, bad = (call[SIZE] + BLOCK - 1) // BLOCK, 0.0, np.int64(-1)
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         run = (call.ctypes.data, loss_scale, gradient_scale, start, stop, start, sums.ctypes.data)
         found[0] = call_walker(call[WALK], run)
-        bad = _end_wave(call, sums, lanes, errors, found, stop - start, bad)
-    return _total(call, sums, lanes, errors), bad
+        total, bad = _end_wave(call, sums, lanes, errors, found, stop - start, bad, stop == blocks)
+    return total, bad
 
 
 @entry(parallel=True)
@@ -270,7 +265,7 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradi
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
     sums, lanes, errors, found = _room(call, chunks)
     call_at, sums_at = call.ctypes.data, sums.ctypes.data
-    blocks, bad = (call[SIZE] + BLOCK - 1) // BLOCK, -1
+    blocks, total, bad = (call[SIZE] + BLOCK - 1) // BLOCK, 0.0, np.int64(-1)
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         for chunk in prange(chunks):
@@ -278,5 +273,5 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradi
             high = start + (stop - start) * (chunk + 1) // chunks
             run = (call_at, loss_scale, gradient_scale, low, high, start, sums_at)
             found[chunk] = call_walker(call[WALK], run)
-        bad = _end_wave(call, sums, lanes, errors, found, stop - start, bad)
-    return _total(call, sums, lanes, errors), bad
+        total, bad = _end_wave(call, sums, lanes, errors, found, stop - start, bad, stop == blocks)
+    return total, bad

@@ -129,7 +129,7 @@ def _vector(operands: tuple[Array | None, ...], flat: bool, summing: bool, weigh
         # Where memory is read as it is, strides are not looked at, so any will do.
         strides = [a.strides if a is not None and fields[i] else (0,) * x.ndim for i, a in enumerate(operands)]
         extents, steps = _layout(x.shape, strides)
-    across = any(abs(step[-2]) < abs(step[-1]) for step in steps[:LOSS]) and extents[-2] > 1
+    across = any(0 < abs(step[-2]) < abs(step[-1]) for step in steps[:LOSS]) and extents[-2] > 1
     addresses = [0 if a is None else _address(a) for a in operands]
     return np.array(
         [

@@ -202,7 +202,7 @@ PLAIN = plain()
 def types_of(name: str) -> list[type]:
     """The type of each parameter of a formula: that in its name, but for the one that mixes them."""
     if name == "wide_loss":
-        return [np.float32, *[np.float64] * 6]
+        return [np.float32, *[np.float64] * (len(inspect.signature(PLAIN[name]).parameters) - 1)]
     dtype = {"float32": np.float32, "float64": np.float64}[name.rsplit("_", 1)[1]]
     return [dtype] * len(inspect.signature(PLAIN[name]).parameters)
 
@@ -234,6 +234,7 @@ def points(parameter: str, dtype: type) -> list[Any]:
         # Values of the polynomials.
         "q": [0.5, *rng.uniform(0.5, 0.8, 9)],
         "p": [-0.5, *rng.uniform(-0.65, -0.4, 9)],
+        "h": [0.0, *rng.uniform(-0.405, 0.288, 9)],
     }[parameter]
     return [dtype(value) for value in values]
 
