@@ -33,8 +33,7 @@ formula = njit(error_model="numpy")
 
 BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
-# Products side by side, and factors before they are renormalised: at worst 8 of 2^-126 or, in float64, 4 of e^-100
-# (a block with a smaller x is refused), so they stay normal.  Rows of 4 and 2 KiB were the fastest out of cache.
+# Products side by side, and factors before they are renormalised.  Rows of 4 and 2 KiB were the fastest out of cache.
 PRODUCTS_32, DEPTH_32 = 128, 8
 PRODUCTS_64, DEPTH_64 = 64, 4
 HARD = 1024  # the product loops read multiples of this
@@ -359,9 +358,9 @@ def fold_exactly(lanes, errors):
 # PRODUCTS float64 products run side by side; every DEPTH factors the exponent goes to an integer and the significand
 # back to [1, 2), so nothing underflows.  128 significands below 2 fold into one product below 2^128: one
 # logarithm a block.  The error is 2^-53 a factor, absolute in the sum; so a block whose sum is small is refused,
-# as is one with a soft label, an x outside [0, 1], an x below e^-100 but 0 (its logarithm is held; in float32 all
-# subnormals) or a product of 0 (a fully wrong answer, which costs 100).  A refused block goes to the sum of losses.
-# The rule looks at the block alone, so layout and threads cannot change the bits.
+# as is one with a soft label, an x outside [0, 1], or a product that DEPTH factors take below 2^-126 (2^-143 in
+# float64): one of them may be 0 or below e^-100, where the logarithm is held.  A refused block goes to the sum of
+# losses.  The rule looks at the block alone, so layout and threads cannot change the bits.
 
 # float32: 4096 factors are off by 4096 * 1.5 * 2^-53 at most, which is 2^-27 of this sum.
 LEAST_HARD_SUM_32 = 4096 * 2.0**-25
@@ -384,7 +383,7 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             return np.nan
     product[:] = 1.0
     exponent[:] = 0
-    largest, smallest, soft, vanished = U32(0), ~U32(0), U32(0), I64(0)
+    largest, soft, tiny = U32(0), U32(0), I64(0)
     for row in range(U64(0), U64(count), U64(DEPTH_32 * PRODUCTS_32)):
         for j in range(U64(PRODUCTS_32)):
             p = product[j]
@@ -392,8 +391,6 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 xi, yi = x[row + k * U64(PRODUCTS_32) + j], y[row + k * U64(PRODUCTS_32) + j]
                 bits = bits_of_float32(xi)
                 largest = bits if bits > largest else largest
-                bits = U32(bits - U32(1))  # a zero wraps around: it is not too small
-                smallest = bits if bits < smallest else smallest
                 c = F32(1.0) - yi
                 soft |= bits_of_float32(yi * c)
                 c = F64(c)
@@ -401,11 +398,10 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 p *= d
             bits = bits_of_float64(p)
             e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
-            vanished += I64(1) if e == U64(0) else I64(0)
+            tiny += I64(1) if e < U64(1023 - 126) else I64(0)
             exponent[j] += I64(e) - I64(1023)
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
-    suspect = largest > U32(0x3F800000) or smallest < U32(0x00800000 - 1)
-    if suspect or soft != U32(0) or vanished > I64(0):
+    if largest > U32(0x3F800000) or soft != U32(0) or tiny > I64(0):
         return np.nan
     width = U64(PRODUCTS_32 // 2)
     while width > U64(0):
@@ -430,7 +426,7 @@ def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             return np.nan
     product[:] = 1.0
     exponent[:] = 0
-    largest, smallest, soft, vanished = U32(0), ~U32(0), np.uint8(0), I64(0)
+    largest, soft, tiny = U32(0), np.uint8(0), I64(0)
     for row in range(U64(0), U64(count), U64(DEPTH_32 * PRODUCTS_32)):
         for j in range(U64(PRODUCTS_32)):
             p = product[j]
@@ -438,19 +434,16 @@ def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 xi, yi = x[row + k * U64(PRODUCTS_32) + j], y[row + k * U64(PRODUCTS_32) + j]
                 bits = bits_of_float32(xi)
                 largest = bits if bits > largest else largest
-                bits = U32(bits - U32(1))  # a zero wraps around: it is not too small
-                smallest = bits if bits < smallest else smallest
                 c = 0.0 if yi != np.uint8(0) else 1.0
                 soft |= yi
                 d = c - F64(xi)
                 p *= d
             bits = bits_of_float64(p)
             e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
-            vanished += I64(1) if e == U64(0) else I64(0)
+            tiny += I64(1) if e < U64(1023 - 126) else I64(0)
             exponent[j] += I64(e) - I64(1023)
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
-    suspect = largest > U32(0x3F800000) or smallest < U32(0x00800000 - 1)
-    if suspect or soft > np.uint8(1) or vanished > I64(0):
+    if largest > U32(0x3F800000) or soft > np.uint8(1) or tiny > I64(0):
         return np.nan
     width = U64(PRODUCTS_32 // 2)
     while width > U64(0):
@@ -476,7 +469,7 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     for j in range(U64(PRODUCTS_64)):
         product[j] = 1.0 + F64(j) / PRODUCTS_64
     exponent[:] = 0
-    largest, smallest, soft, vanished = U64(0), ~U64(0), U64(0), I64(0)
+    largest, soft, tiny = U64(0), U64(0), I64(0)
     correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)
     correction[:] = 0.0
     for row in range(U64(0), U64(count), U64(DEPTH_64 * PRODUCTS_64)):
@@ -487,8 +480,6 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 xi, yi = x[row + k * U64(PRODUCTS_64) + j], y[row + k * U64(PRODUCTS_64) + j]
                 bits = bits_of_float64(xi)
                 largest = bits if bits > largest else largest
-                bits = U64(bits - U64(1))  # a zero wraps around: it is not too small
-                smallest = bits if bits < smallest else smallest
                 c = 1.0 - yi
                 soft |= bits_of_float64(yi * c)
                 d = c - xi
@@ -497,11 +488,10 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             correction[j] = q
             bits = bits_of_float64(p)
             e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
-            vanished += I64(1) if e == U64(0) else I64(0)
+            tiny += I64(1) if e < U64(1023 - 143) else I64(0)
             exponent[j] += I64(e) - I64(1023)
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
-    suspect = largest > U64(0x3FF0000000000000) or smallest < U64(0x36EA8C1F14E2AF5D - 1)
-    if suspect or soft != U64(0) or vanished > I64(0):
+    if largest > U64(0x3FF0000000000000) or soft != U64(0) or tiny > I64(0):
         return np.nan
     width = U64(PRODUCTS_64 // 2)
     while width > U64(0):
@@ -527,7 +517,7 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     for j in range(U64(PRODUCTS_64)):
         product[j] = 1.0 + F64(j) / PRODUCTS_64
     exponent[:] = 0
-    largest, smallest, soft, vanished = U64(0), ~U64(0), np.uint8(0), I64(0)
+    largest, soft, tiny = U64(0), np.uint8(0), I64(0)
     correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)
     correction[:] = 0.0
     for row in range(U64(0), U64(count), U64(DEPTH_64 * PRODUCTS_64)):
@@ -538,8 +528,6 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 xi, yi = x[row + k * U64(PRODUCTS_64) + j], y[row + k * U64(PRODUCTS_64) + j]
                 bits = bits_of_float64(xi)
                 largest = bits if bits > largest else largest
-                bits = U64(bits - U64(1))  # a zero wraps around: it is not too small
-                smallest = bits if bits < smallest else smallest
                 c = 0.0 if yi != np.uint8(0) else 1.0
                 soft |= yi
                 d = c - xi
@@ -548,11 +536,10 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             correction[j] = q
             bits = bits_of_float64(p)
             e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
-            vanished += I64(1) if e == U64(0) else I64(0)
+            tiny += I64(1) if e < U64(1023 - 143) else I64(0)
             exponent[j] += I64(e) - I64(1023)
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
-    suspect = largest > U64(0x3FF0000000000000) or smallest < U64(0x36EA8C1F14E2AF5D - 1)
-    if suspect or soft > np.uint8(1) or vanished > I64(0):
+    if largest > U64(0x3FF0000000000000) or soft > np.uint8(1) or tiny > I64(0):
         return np.nan
     width = U64(PRODUCTS_64 // 2)
     while width > U64(0):

@@ -71,7 +71,6 @@ class Float(NamedTuple):
     name: str
     unsigned: str
     bits_of_one: str
-    least_hard: str
 
     @property
     def words(self) -> dict[str, str]:
@@ -82,7 +81,6 @@ class Float(NamedTuple):
             "one": self.literal("1.0"),
             "zero": self.literal("0.0"),
             "BITS_OF_ONE": self.bits_of_one,
-            "LEAST_HARD": self.least_hard,
         }
 
     def literal(self, text: str) -> str:
@@ -91,8 +89,8 @@ class Float(NamedTuple):
 
 
 FLOATS = (
-    Float("float32", "U32", "0x3F800000", "0x00800000"),
-    Float("float64", "U64", "0x3FF0000000000000", "0x36EA8C1F14E2AF5D"),
+    Float("float32", "U32", "0x3F800000"),
+    Float("float64", "U64", "0x3FF0000000000000"),
 )
 
 NEAR_32, LOG_32 = Polynomial("near_end_float32", "NEAR_32_"), Polynomial("log_float32", "LOG_32_")
@@ -361,8 +359,7 @@ formula = njit(error_model="numpy")
 
 BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
-# Products side by side, and factors before they are renormalised: at worst 8 of 2^-126 or, in float64, 4 of e^-100
-# (a block with a smaller x is refused), so they stay normal.  Rows of 4 and 2 KiB were the fastest out of cache.
+# Products side by side, and factors before they are renormalised.  Rows of 4 and 2 KiB were the fastest out of cache.
 PRODUCTS_32, DEPTH_32 = 128, 8
 PRODUCTS_64, DEPTH_64 = 64, 4
 HARD = 1024  # the product loops read multiples of this
@@ -421,7 +418,7 @@ def hard_sum_${T}_${labels}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         if y[j] != $label_zero and y[j] != $label_one:
             return np.nan
 $start    exponent[:] = 0
-    largest, smallest, soft, vanished = $U(0), ~$U(0), $soft_zero, I64(0)$correction_start
+    largest, soft, tiny = $U(0), $soft_zero, I64(0)$correction_start
     for row in range(U64(0), U64(count), U64(DEPTH_$B * PRODUCTS_$B)):
         for j in range(U64(PRODUCTS_$B)):
             p = product[j]$correction_load
@@ -429,18 +426,15 @@ $start    exponent[:] = 0
                 xi, yi = x[row + k * U64(PRODUCTS_$B) + j], y[row + k * U64(PRODUCTS_$B) + j]
                 bits = bits_of_$T(xi)
                 largest = bits if bits > largest else largest
-                bits = $U(bits - $U(1))  # a zero wraps around: it is not too small
-                smallest = bits if bits < smallest else smallest
                 $label_step
                 d = c - $wide_x$correction_step
                 p *= d$correction_store
             bits = bits_of_float64(p)
             e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign of d beyond the mask
-            vanished += I64(1) if e == U64(0) else I64(0)
+            tiny += I64(1) if e < U64(1023 - $least_exponent) else I64(0)
             exponent[j] += I64(e) - I64(1023)
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
-    suspect = largest > $U($BITS_OF_ONE) or smallest < $U($LEAST_HARD - 1)
-    if suspect or $is_soft or vanished > I64(0):
+    if largest > $U($BITS_OF_ONE) or $is_soft or tiny > I64(0):
         return np.nan
     width = U64(PRODUCTS_$B // 2)
     while width > U64(0):
@@ -468,9 +462,9 @@ HARD_LEGEND = f"""\
 # PRODUCTS float64 products run side by side; every DEPTH factors the exponent goes to an integer and the significand
 # back to [1, 2), so nothing underflows.  128 significands below 2 fold into one product below 2^128: one
 # logarithm a block.  The error is 2^-53 a factor, absolute in the sum; so a block whose sum is small is refused,
-# as is one with a soft label, an x outside [0, 1], an x below e^-100 but 0 (its logarithm is held; in float32 all
-# subnormals) or a product of 0 (a fully wrong answer, which costs 100).  A refused block goes to the sum of losses.
-# The rule looks at the block alone, so layout and threads cannot change the bits.
+# as is one with a soft label, an x outside [0, 1], or a product that DEPTH factors take below 2^-126 (2^-143 in
+# float64): one of them may be 0 or below e^-100, where the logarithm is held.  A refused block goes to the sum of
+# losses.  The rule looks at the block alone, so layout and threads cannot change the bits.
 
 # float32: 4096 factors are off by 4096 * 1.5 * 2^-53 at most, which is 2^-27 of this sum.
 LEAST_HARD_SUM_32 = 4096 * 2.0**-25
@@ -845,6 +839,7 @@ def hard_sums() -> str:
                 label_step=step,
                 is_soft=f"soft != {f.unsigned}(0)" if floats else "soft > np.uint8(1)",
                 wide_x="xi" if wide else "F64(xi)",
+                least_exponent="143" if wide else "126",
                 start=start,
                 start_log=start_log + "- " if wide else "-",
                 **{f"correction_{place}": text for place, text in correction.items()},
