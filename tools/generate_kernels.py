@@ -259,24 +259,24 @@ def loss_float64(x, y):
         ),
         Formula(
             "terms_float32",
-            "For sums of float32: what the loss is made of, before it is put together.  h is log m.",
+            "For sums of float32: what the loss is made of, before it is put together.  log m is g + h.",
             """\
 def terms_float32(x):
     t = F32(1.0) - x if x > F32(0.5) else x
     e, g = split_float32(t)
-    return t, near_polynomial_float32(t), e, fma(g * g, log_polynomial_float32(g), g)
+    return t, near_polynomial_float32(t), e, g, g * g * log_polynomial_float32(g)
 """,
         ),
         Formula(
             "wide_loss",
             "And the loss of these terms, put together in float64.  Only q and h are rounded to float32: q counts\n"
-            "for t^2 of it, and h is at most a third of log t, so this is good to 2^-25.5 (loss_float32: 2^-23), and\n"
-            "a sum of ten million equal elements is within 1 ULP still.",
+            "for t^2 of it, and h is at most 0.08 of log t, so this is good to 2^-26 (loss_float32: 2^-23), and a sum\n"
+            "of ten million equal elements is within 1 ULP still.",
             """\
-def wide_loss(x, y, t, q, e, h):
+def wide_loss(x, y, t, q, e, g, h):
     w_far = 1.0 - y if x > F32(0.5) else y
     near = fma(t * t, q, t)
-    far = -fma(e, LOG2_64, h)
+    far = -(fma(e, LOG2_64, g) + h)
     return fma(w_far, far - near, near)
 """,
         ),
@@ -476,14 +476,15 @@ LEAST_HARD_SUM_64 = 128.0
 START_LOG_64 = {START_LOG_64!r}
 """
 
-# Four float32 lanes in the scratch memory, behind `start` bytes a lane.
+# Five float32 lanes in the scratch memory, behind `start` bytes a lane.
 TERMS = """(
         array_at(scratch_at + {start} * LANES, LANES, F32),
         array_at(scratch_at + ({start} + 4) * LANES, LANES, F32),
         array_at(scratch_at + ({start} + 8) * LANES, LANES, F32),
         array_at(scratch_at + ({start} + 12) * LANES, LANES, F32),
+        array_at(scratch_at + ({start} + 16) * LANES, LANES, F32),
     )"""
-WIDE_LOSS = "wide_loss(x[{i}], F64(y[{i}]), F64(t[j]), F64(q[j]), F64(e[j]), F64(h[j]))"
+WIDE_LOSS = "wide_loss(x[{i}], F64(y[{i}]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))"
 
 SOFT_SUM = {
     "float32": '''
@@ -493,7 +494,7 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
     x, y, w = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(w_at, BLOCK, F64)
     lanes = array_at(scratch_at, LANES, F64)
-    t, q, e, h = $terms
+    t, q, e, g, h = $terms
     lanes[:] = 0.0
     largest_x, largest_y = U32(0), U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
@@ -504,7 +505,7 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             largest_x = bits if bits > largest_x else largest_x
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
-            t[j], q[j], e[j], h[j] = terms_float32(xi)
+            t[j], q[j], e[j], g[j], h[j] = terms_float32(xi)
         if w_at == 0:
             for j in range(U64(LANES)):
                 loss = $wide
@@ -585,7 +586,7 @@ WEIGHTED_LOSS_32 = '''
 @maker
 def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element, times w (float64, or nothing) and `scale`, rounded once."""
-    t, q, e, h = $terms
+    t, q, e, g, h = $terms
     largest_x, largest_y = U32(0), U32(0)
     for row in range(0, count, LANES):
         width = U64(min(LANES, count - row))
@@ -596,7 +597,7 @@ def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
             largest_x = bits if bits > largest_x else largest_x
             bits = bits_of_float32(y[j])
             largest_y = bits if bits > largest_y else largest_y
-            t[j], q[j], e[j], h[j] = terms_float32(x[j])
+            t[j], q[j], e[j], g[j], h[j] = terms_float32(x[j])
         if w_at == 0:
             for j in range(width):
                 loss = $wide
