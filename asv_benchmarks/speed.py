@@ -3,6 +3,7 @@
     python asv_benchmarks/speed.py                 against memory and np.log
     python asv_benchmarks/speed.py --rivals        also against torch, JAX, scikit-learn and NumPy, where installed
     python asv_benchmarks/speed.py --json FILE     keep the figures
+    python asv_benchmarks/speed.py --markdown FILE print kept figures as the rows of README's table
 
 Machines are shared and noisy: what is compared is timed in turn, repetition by repetition, and the minimum of each
 is what counts.  Arrays have 10 million elements unless said; two threads unless `--threads` says so.
@@ -34,6 +35,15 @@ CACHED = 16_384
 Work = Callable[[], Any]
 
 
+# What the rows of a group are measured against.
+AGAINST = {
+    "memory_rows": "dot product of the same bytes",
+    "layout_rows": "contiguous float32, soft labels",
+    "cache_rows": "`np.log` of the array, one thread",
+    "call_rows": "NumPy one-liner",
+}
+
+
 class Row(NamedTuple):
     """One comparison: the time of `base` over the time of `work` is to be `at_least`."""
 
@@ -43,6 +53,8 @@ class Row(NamedTuple):
     at_least: float
     loops: int = 1
     """Calls in one timing: more for what takes microseconds."""
+    against: str | None = None
+    """What `base` is, if not what the group is measured against."""
 
 
 @njit(parallel=True, fastmath=True)
@@ -89,7 +101,7 @@ def memory_rows(size: int) -> list[Row]:
     ]
     out = np.empty_like(x)
     none: Work = lambda: bce(x, soft, reduction="none", out=out, validate=False)  # noqa: E731
-    rows.append(Row("none, float32", lambda: add(x, soft, out), none, 0.7))
+    rows.append(Row("none, float32", lambda: add(x, soft, out), none, 0.7, 1, "loop of two reads and a write"))
     return rows
 
 
@@ -159,7 +171,7 @@ def call_rows(size: int) -> list[Row]:
     x, y = np.array([0.3], np.float32), np.array([1.0], np.float32)
     return [
         Row(
-            "one element, against the one-liner",
+            "mean, one element",
             lambda: one_liner(x, y),
             lambda: nbbce.binary_cross_entropy(x, y),
             3,
@@ -176,7 +188,9 @@ def rival_rows(size: int) -> list[Row]:
         "soft labels": lambda: nbbce.binary_cross_entropy(x, soft),
     }
     labels = {"labels 0/1": hard, "soft labels": soft}
-    rows = [Row(f"{k}: NumPy one-liner", lambda y=y: one_liner(x, y), ours[k], 35) for k, y in labels.items()]
+    rows = [
+        Row(f"mean, {k}", lambda y=y: one_liner(x, y), ours[k], 35, 1, "NumPy one-liner") for k, y in labels.items()
+    ]
     try:
         import torch
     except ImportError:
@@ -196,9 +210,16 @@ def rival_rows(size: int) -> list[Row]:
             ty = torch.from_numpy(y)
             both: Work = lambda y=y: nbbce.binary_cross_entropy_value_and_grad(x, y)  # noqa: E731
             rows += [
-                Row(f"{k}: torch eager", lambda y=ty: eager(tensor, y), ours[k], 60),
-                Row(f"{k}: torch.compile", lambda y=ty: compiled(tensor, y), ours[k], 4),
-                Row(f"{k}: torch forward and backward", lambda y=ty: forward_and_backward(y), both, 60),
+                Row(f"mean, {k}", lambda y=ty: eager(tensor, y), ours[k], 60, 1, "torch eager"),
+                Row(f"mean, {k}", lambda y=ty: compiled(tensor, y), ours[k], 4, 1, "torch.compile"),
+                Row(
+                    f"value_and_grad, {k}",
+                    lambda y=ty: forward_and_backward(y),
+                    both,
+                    60,
+                    1,
+                    "torch forward and backward",
+                ),
             ]
     try:
         import jax
@@ -210,13 +231,14 @@ def rival_rows(size: int) -> list[Row]:
         jx = jnp.asarray(x)
         for k, y in labels.items():
             jy = jnp.asarray(y)
-            rows.append(Row(f"{k}: jax.jit", lambda y=jy: jitted(jx, y).block_until_ready(), ours[k], 4))
+            rows.append(Row(f"mean, {k}", lambda y=jy: jitted(jx, y).block_until_ready(), ours[k], 4, 1, "jax.jit"))
     try:
         from sklearn.metrics import log_loss
     except ImportError:
         print("scikit-learn is not installed: left out", file=sys.stderr)
     else:
-        rows.append(Row("labels 0/1: scikit-learn log_loss", lambda: log_loss(hard, x), ours["labels 0/1"], 400))
+        mean = ours["labels 0/1"]
+        rows.append(Row("mean, labels 0/1", lambda: log_loss(hard, x), mean, 400, 1, "scikit-learn log_loss"))
     return rows
 
 
@@ -257,6 +279,25 @@ def best(row: Row, repeats: int) -> tuple[float, float]:
     return least[0], least[1]
 
 
+def markdown(file: str) -> str:
+    """The rows of README's table, from a file of figures."""
+
+    def shown(seconds: float) -> str:
+        return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.2f} us"
+
+    lines = ["| work | against | reference | nbbce | ratio |", "| --- | --- | ---: | ---: | ---: |"]
+    with open(file, encoding="utf-8") as source:
+        rows = json.load(source)["rows"]
+    for row in rows:
+        if "base_s" in row:
+            ratio = f"{row['base_s'] / row['nbbce_s']:.2f}"
+            cells = row["question"], row["against"], shown(row["base_s"]), shown(row["nbbce_s"]), ratio
+        else:
+            cells = row["question"], "", "", f"{row['nbbce_s']:.3f} s", ""
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Measure, print the table, and keep it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -265,7 +306,11 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=10_000_000, help="elements; a multiple of 1000")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--markdown", metavar="FILE", help="print the figures in FILE as a table, and measure nothing")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        print(markdown(arguments.markdown))
+        return 0
     groups = [memory_rows, layout_rows, cache_rows, call_rows] + [rival_rows] * arguments.rivals
     results = []
     for group in groups:
@@ -273,16 +318,25 @@ def main() -> int:
         for row in tqdm(group(arguments.size), desc=group.__name__, leave=False, disable=not sys.stderr.isatty()):
             # A slow rival is given fewer turns: its minimum settles earlier.
             base, work = best(row, arguments.repeats if group is not rival_rows else max(3, arguments.repeats // 4))
-            results.append({"question": row.question, "base_s": base, "nbbce_s": work, "at_least": row.at_least})
+            against = AGAINST[group.__name__] if row.against is None else row.against
+            results.append(
+                {
+                    "question": row.question,
+                    "against": against,
+                    "base_s": base,
+                    "nbbce_s": work,
+                    "at_least": row.at_least,
+                }
+            )
             met = " " if base / work >= row.at_least else "-"
             print(
-                f"{met} {row.question:52s} {base * 1e6:12.2f} us {work * 1e6:12.2f} us  "
+                f"{met} {row.question + ' / ' + against:76s} {base * 1e6:12.2f} us {work * 1e6:12.2f} us  "
                 f"{base / work:8.2f}x  (at least {row.at_least:.2f})",
                 flush=True,
             )
     for result in start_up(arguments.repeats):
         met = " " if result["nbbce_s"] <= result["at_most_s"] else "-"
-        print(f"{met} {result['question']:52s} {result['nbbce_s']:12.3f} s  (at most {result['at_most_s']:.2f} s)")
+        print(f"{met} {result['question']:76s} {result['nbbce_s']:12.3f} s  (at most {result['at_most_s']:.2f} s)")
         results.append(result)
     if arguments.json:
         machine = {

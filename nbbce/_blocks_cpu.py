@@ -17,7 +17,15 @@ from numba import njit, prange
 
 from nbbce._compile import entry, walker
 from nbbce._generated_cpu import BLOCK, HARD, LANES, add_exactly, fold_exactly
-from nbbce._primitives_cpu import array_at, call_copier, call_maker, call_walker, data_of
+from nbbce._primitives_cpu import (
+    array_at,
+    call_copier,
+    call_maker,
+    call_walker,
+    clear_bytes,
+    copy_bytes,
+    data_of,
+)
 
 # Addresses of the operands; 0 stands for one that the call does not have.
 INPUT, TARGET, WEIGHT, GRAD_OUTPUT, WHERE, LOSS, GRADIENT = range(7)
@@ -26,17 +34,17 @@ COPIERS = 7
 # Bytes of an element of each operand as the loops see it.
 ITEMS = 14
 # Addresses of the makers; 0: not wanted.
-HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, MARK_BAD, KEEP, CLIP_HALF = range(21, 28)
+HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, MARK_BAD, KEEP, CLIP_HALF, MULTIPLY = range(21, 29)
 # Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
 # needs floats, and 0 says that labels are floats when loaded.
-WIDEN = 28
+WIDEN = 29
 # Elements in all; blocks that are loaded at once: more than one where memory runs across the rows of the array, so
 # that a cache line serves several rows while it is there.
-SIZE, WINDOW = 29, 30
+SIZE, WINDOW = 30, 31
 # Address of `walk`.
-WALK = 31
-DIMENSIONS = 32
-SHAPE = 33  # the shape starts here; the seven operands' strides follow
+WALK = 32
+DIMENSIONS = 33
+SHAPE = 34  # the shape starts here; the seven operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -57,21 +65,6 @@ def _item_offset(call, operand, index):
         offset += (index % extent) * call[strides + d]
         index //= extent
     return offset
-
-
-@loop
-def _copy_bytes(source_at, destination_at, size):
-    source = array_at(source_at, size, np.uint8)
-    destination = array_at(destination_at, size, np.uint8)
-    for i in range(np.uint64(size)):
-        destination[i] = source[i]
-
-
-@loop
-def _clear(at, size):
-    destination = array_at(at, size, np.uint8)
-    for i in range(np.uint64(size)):
-        destination[i] = np.uint8(0)
 
 
 @loop
@@ -111,18 +104,9 @@ def _loaded(call, operand, start, count, padded, buffer):
     elif count == padded:
         return call[operand] + start * item
     else:
-        _copy_bytes(call[operand] + start * item, buffer, count * item)
-    _clear(buffer + count * item, (padded - count) * item)
+        copy_bytes(buffer, call[operand] + start * item, count * item)
+    clear_bytes(buffer + count * item, (padded - count) * item)
     return buffer
-
-
-@loop
-def _multiply(product_at, a_at, b_at, count):
-    """The product of two factors in float64, each 1 where it is absent."""
-    product = array_at(product_at, count, np.float64)
-    a, b = array_at(a_at, count, np.float64), array_at(b_at, count, np.float64)
-    for i in range(count):
-        product[i] = (a[i] if a_at != 0 else 1.0) * (b[i] if b_at != 0 else 1.0)
 
 
 @walker
@@ -169,7 +153,7 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
         x, y, labels, w, factor = at[INPUT], at[TARGET], at[TARGET], at[WEIGHT], at[WEIGHT]
         if call[GRAD_OUTPUT] != 0 or (masked and call[EACH_GRADIENT] != 0):
             factor = buffers_at + GRAD_OUTPUT * room + ahead * BLOCK * 8
-            _multiply(factor, at[GRAD_OUTPUT], w, count)
+            call_maker(call[MULTIPLY], (at[GRAD_OUTPUT], w, 0, 1.0, factor, count, scratch_at))
         if masked:
             call_maker(call[KEEP], (x, y, w, 1.0, at[WHERE], count, scratch_at))
             call_maker(call[KEEP], (x, y, factor, 1.0, at[WHERE], count, scratch_at))

@@ -60,7 +60,7 @@ def _types_and_makers(
     kinds: tuple[str | None, ...], direct: tuple[bool, ...], summing: bool, weighted: bool, check: bool
 ) -> list[int]:
     """The fields of a call vector that its dtypes decide: copiers, items, makers and WIDEN."""
-    x, y, w, _, mask, loss, gradient = kinds
+    x, y, w, grad_output, mask, loss, gradient = kinds
     computed = "float64" if x in ("float64", "float64_swapped") else "float32"
     seen = (computed, computed, "float64", "float64", "uint8", computed, computed)
     sizes = {"float64": 8, "float32": 4, "uint8": 1}
@@ -88,6 +88,7 @@ def _types_and_makers(
         address(f"mark_bad_{computed}"),
         address(f"keep_{computed}", mask),
         address(f"clip_half_{computed}", gradient == "float16"),
+        address("multiply", gradient is not None and (grad_output is not None or mask is not None)),
         address(f"copy_{y}_to_{computed}", as_bytes),
     ]
 

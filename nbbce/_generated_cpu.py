@@ -849,6 +849,16 @@ def clip_half_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     return 0.0
 
 
+@maker
+def multiply(a_at, b_at, w_at, scale, out_at, count, scratch_at):
+    """The product of two factors in float64, each 1 where it is absent."""
+    size = U64(count)
+    a, b, out = array_at(a_at, size, F64), array_at(b_at, size, F64), array_at(out_at, size, F64)
+    for i in range(size):
+        out[i] = (a[i] if a_at != 0 else 1.0) * (b[i] if b_at != 0 else 1.0)
+    return 0.0
+
+
 # Loads and stores that convert.  A row of the table is what a dtype is in memory and how it becomes another.  Dense
 # rows, a repeated element and every other element have loops that vectorise.  Every other element is read as the
 # low half of a pair (0.05 ns an element, not 0.24), all but the last, whose pair may end outside the array.

@@ -158,6 +158,29 @@ def array_at(typingctx: Any, address: Any, size: Any, dtype: Any) -> Any:
 
 
 @intrinsic
+def copy_bytes(typingctx: Any, destination: Any, source: Any, size: Any) -> Any:
+    """`size` bytes from one address to another."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        to, from_ = (builder.inttoptr(address, cgutils.voidptr_t) for address in arguments[:2])
+        cgutils.raw_memcpy(builder, to, from_, arguments[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def clear_bytes(typingctx: Any, address: Any, size: Any) -> Any:
+    """`size` bytes at an address become 0."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        cgutils.memset(builder, builder.inttoptr(arguments[0], cgutils.voidptr_t), arguments[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+@intrinsic
 def data_of(typingctx: Any, array_id: Any) -> Any:
     """Address of the data of the NumPy array at `id(array)`; 0 for 0.
 

@@ -668,6 +668,18 @@ def clip_half_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     return 0.0
 ''')
 
+MULTIPLY = '''
+
+@maker
+def multiply(a_at, b_at, w_at, scale, out_at, count, scratch_at):
+    """The product of two factors in float64, each 1 where it is absent."""
+    size = U64(count)
+    a, b, out = array_at(a_at, size, F64), array_at(b_at, size, F64), array_at(out_at, size, F64)
+    for i in range(size):
+        out[i] = (a[i] if a_at != 0 else 1.0) * (b[i] if b_at != 0 else 1.0)
+    return 0.0
+'''
+
 COPY_LEGEND = """\
 
 
@@ -870,7 +882,7 @@ def render_cpu() -> str:
         if f.name == "float32":
             text += Template(WEIGHTED_LOSS_32).substitute(terms=TERMS.format(start=0), wide=WIDE_LOSS.format(i="j"))
         text += BLOCK_TOOLS.substitute(words)
-    return text + copies()
+    return text + MULTIPLY + copies()
 
 
 TARGETS = {"_generated_cpu.py": render_cpu}
