@@ -159,7 +159,7 @@ def _loop_of(call: Work) -> Work:
 
     _cpu.run_serial = record
     try:
-        kept = call()  # the result array must outlive the recorded call
+        kept = call, call()  # inputs and result must outlive the recorded call, which knows them by address
     finally:
         _cpu.run_serial = original
     arguments = seen[-1]

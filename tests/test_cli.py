@@ -213,7 +213,8 @@ def test_csv_may_have_a_byte_order_mark_windows_lines_and_quoted_line_breaks(res
 
 
 def test_pandas_reads_and_writes_the_same_csv(result):
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     pandas.DataFrame({"p": TWO[0], "t": TWO[1]}).to_csv("a.csv.gz")
     assert result("a.csv.gz:p", "a.csv.gz:t")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
 
