@@ -1,6 +1,14 @@
 """Binary cross-entropy on arrays, where the arrays live."""
 
-from nbbce.functional import binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
+from nbbce.functional import (
+    binary_cross_entropy,
+    binary_cross_entropy_grad,
+    binary_cross_entropy_value_and_grad,
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_grad,
+    binary_cross_entropy_with_logits_grad_and_hess,
+    binary_cross_entropy_with_logits_value_and_grad,
+)
 
 __version__ = "0.1.0"
 
@@ -8,4 +16,8 @@ __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_grad",
     "binary_cross_entropy_value_and_grad",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_grad",
+    "binary_cross_entropy_with_logits_grad_and_hess",
+    "binary_cross_entropy_with_logits_value_and_grad",
 ]

@@ -28,23 +28,35 @@ from nbbce._primitives_cpu import (
 )
 
 # Addresses of the operands; 0 stands for one that the call does not have.
-INPUT, TARGET, WEIGHT, GRAD_OUTPUT, WHERE, LOSS, GRADIENT = range(7)
+INPUT, TARGET, WEIGHT, POS_WEIGHT, GRAD_OUTPUT, WHERE, LOSS, GRADIENT, HESSIAN = range(9)
+OPERANDS = 9
 # Address of the copier that loads or stores each operand; 0: memory is read or written as it is.
-COPIERS = 7
+COPIERS = 9
 # Bytes of an element of each operand as the loops see it.
-ITEMS = 14
+ITEMS = 18
 # Addresses of the makers; 0: not wanted.
-HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, MARK_BAD, KEEP, CLIP_HALF, MULTIPLY = range(21, 29)
+HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, EACH_HESSIAN, MARK_BAD, BLANK, CLIP_HALF = range(27, 35)
+# A label stands for two shares, 1-y and y.  Where label smoothing or a factor of positive labels changes them, SHARES
+# makes them and the other makers read them in place of the label.  MULTIPLY: the weights times `grad_output`.
+SHARES, BLANK_SHARES, MULTIPLY = range(35, 38)
+# Sums along an axis: EACH_WIDE makes the losses of a block in float64, ADD_UP adds them to the sums they belong to.
+# Rows that lie within a block are finished at once: FINISH scales their sums, STORE is the copier that stores them.
+EACH_WIDE, MARK_BAD_WIDE, ADD_UP, FINISH, STORE = range(38, 43)
+# Whether they lie within a block; elements of a row, or of the lanes that rows are added up in; address of the results
+# and bytes of each.
+BY_ROWS, LENGTH, RESULT, RESULT_ITEM = range(43, 47)
 # Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
 # needs floats, and 0 says that labels are floats when loaded.
-WIDEN = 29
-# Elements in all; blocks that are loaded at once: more than one where memory runs across the rows of the array, so
-# that a cache line serves several rows while it is there.
-SIZE, WINDOW = 30, 31
+WIDEN = 47
+# Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out.
+KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT = range(48, 54)
+# Elements in all and of a block; blocks that are loaded at once: more than one where memory runs across the rows of the
+# array, so that a cache line serves several rows while it is there.
+SIZE, STEP, WINDOW = range(54, 57)
 # Address of `walk`.
-WALK = 32
-DIMENSIONS = 33
-SHAPE = 34  # the shape starts here; the seven operands' strides follow
+WALK = 57
+DIMENSIONS = 58
+SHAPE = 59  # the shape starts here; the operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -112,64 +124,88 @@ def _loaded(call, operand, start, count, padded, buffer):
 @walker
 def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     """Compute the blocks from `first` to `last`; returns the flat index of the first bad element, or -1."""
-    call = array_at(call_at, SHAPE + 8 * 64, np.int64)  # NumPy has at most 64 dimensions
+    call = array_at(call_at, SHAPE + 10 * 64, np.int64)  # NumPy has at most 64 dimensions
     sums = array_at(sums_at, WAVE, np.float64)
-    size, summing = call[SIZE], call[SUM] != 0
+    size, step, window, summing = call[SIZE], call[STEP], call[WINDOW], call[SUM] != 0
     masked, bytes_wanted = call[WHERE] != 0, call[WIDEN] != 0
     floats_wanted = call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
-    window = call[WINDOW]
-    # A small call touches little memory: short buffers, and those of the weights and results only where needed.
-    room = 8 * min(window * BLOCK, (size + HARD - 1) // HARD * HARD)
-    plain = call[WEIGHT] == 0 and call[GRAD_OUTPUT] == 0 and not masked
-    plain = plain and call[COPIERS + LOSS] == 0 and call[COPIERS + GRADIENT] == 0
-    memory = np.empty(128 + 32 * LANES + (2 if plain else 7) * room + (room if bytes_wanted else 0), np.uint8)
-    scratch_at = memory.ctypes.data + 128
-    buffers_at = scratch_at + 32 * LANES
-    widened_at = buffers_at + (2 if plain else 7) * room
+    # A small call touches little memory: short buffers, and those of most operands only where needed.
+    block_room = 8 * min(BLOCK, (size + HARD - 1) // HARD * HARD)
+    room = window * block_room
+    plain = call[SHARES] == 0 and call[EACH_WIDE] == 0
+    for operand in range(WEIGHT, OPERANDS):
+        plain = plain and (call[operand] == 0 or (operand >= LOSS and call[COPIERS + operand] == 0))
+    rooms = 2 if plain else OPERANDS
+    extra = block_room if plain else 3 * block_room + (16 * BLOCK if call[SHARES] != 0 else 0)
+    memory = np.empty(160 + 32 * LANES + rooms * room + extra, np.uint8)
     loaded = array_at(memory.ctypes.data, WHERE + 1, np.int64)  # addresses of the operands' windows, and in them of
-    at = array_at(memory.ctypes.data + 64, WHERE + 1, np.int64)  # the block at hand
+    at = array_at(memory.ctypes.data + 80, WHERE + 1, np.int64)  # the block at hand
+    scratch_at = memory.ctypes.data + 160
+    buffers_at = scratch_at + 32 * LANES
+    widened_at = buffers_at + rooms * room
+    shares_at = widened_at + block_room
+    wide_at = shares_at + (16 * BLOCK if call[SHARES] != 0 else 0)
+    rows_at = wide_at + block_room
+    blank = array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0]
     for operand in range(WHERE + 1):
         at[operand] = 0
     first_bad = -1
     for block in range(first, last):
-        start = block * BLOCK
-        count = min(BLOCK, size - start)
+        start = block * step
+        count = min(step, size - start)
         hard = call[HARD_SUM] != 0 and count >= HARD
         ahead = (block - first) % window
         if ahead == 0:
-            span = min(window, last - block) * BLOCK
+            span = min(window, last - block) * step
             span = min(span, size - start)
             padded = span
-            if summing:
-                multiple = HARD if call[HARD_SUM] != 0 and (span - 1) % BLOCK + 1 >= HARD else LANES
-                padded = (span + multiple - 1) // multiple * multiple
+            if call[HARD_SUM] != 0 and (span - 1) % step + 1 >= HARD:
+                padded = (span + HARD - 1) // HARD * HARD
             for operand in range(WHERE + 1):
                 if call[operand] != 0:
                     loaded[operand] = _loaded(call, operand, start, span, padded, buffers_at + operand * room)
         for operand in range(WHERE + 1):
             if call[operand] != 0:
-                at[operand] = loaded[operand] + ahead * BLOCK * call[ITEMS + operand]
-        whole = min(BLOCK, padded - ahead * BLOCK)
+                at[operand] = loaded[operand] + ahead * step * call[ITEMS + operand]
         x, y, labels, w, factor = at[INPUT], at[TARGET], at[TARGET], at[WEIGHT], at[WEIGHT]
-        if call[GRAD_OUTPUT] != 0 or (masked and call[EACH_GRADIENT] != 0):
-            factor = buffers_at + GRAD_OUTPUT * room + ahead * BLOCK * 8
+        bad, suspect = -1.0, False
+        if call[MULTIPLY] != 0:
+            factor = buffers_at + GRAD_OUTPUT * room + ahead * step * 8
             call_maker(call[MULTIPLY], (at[GRAD_OUTPUT], w, 0, 1.0, factor, count, scratch_at))
         if masked:
-            call_maker(call[KEEP], (x, y, w, 1.0, at[WHERE], count, scratch_at))
-            call_maker(call[KEEP], (x, y, factor, 1.0, at[WHERE], count, scratch_at))
-        total, bad = np.nan, -1.0
+            call_maker(call[BLANK], (x, y, w, blank, at[WHERE], count, scratch_at))
+            call_maker(call[BLANK], (x, y, factor, blank, at[WHERE], count, scratch_at))
+        if call[SHARES] != 0:
+            numbers_at, y = call_at + 8 * KEEP, shares_at
+            shares = (numbers_at, labels, at[POS_WEIGHT], 1.0, shares_at, count, scratch_at)
+            suspect = call_maker(call[SHARES], shares) != 0.0
+            if masked:
+                call_maker(call[BLANK_SHARES], (0, y, 0, 1.0, at[WHERE], count, scratch_at))
+        total = np.nan
         if hard:
-            total = call_maker(call[HARD_SUM], (x, labels, 0, 1.0, 0, whole, scratch_at))
+            total = call_maker(call[HARD_SUM], (x, labels, 0, 1.0, 0, count, scratch_at))
         if bytes_wanted and (floats_wanted or np.isnan(total)):
-            y = widened_at
-            call_copier(call[WIDEN], (labels, 0, 1, y, 0, call[ITEMS + INPUT], 1, whole))
+            call_copier(call[WIDEN], (labels, 0, 1, widened_at, 0, call[ITEMS + INPUT], 1, count))
+            y = labels = widened_at
         if summing:
             if np.isnan(total):
-                total = call_maker(call[SUM], (x, y, w, 1.0, 0, whole, scratch_at))
-                if np.isnan(total):
-                    bad = call_maker(call[MARK_BAD], (x, y, 0, 1.0, 0, count, scratch_at))
+                total = call_maker(call[SUM], (x, y, w, 1.0, 0, count, scratch_at))
+                if np.isnan(total) or suspect:
+                    bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, 0, count, scratch_at))
+                    total = total if bad < 0.0 else np.nan
             sums[block - wave_start] = total
-        for k in range(2):
+        if call[EACH_WIDE] != 0:
+            if call_maker(call[EACH_WIDE], (x, y, w, 1.0, wide_at, count, scratch_at)) != 0.0 or suspect:
+                bad = call_maker(call[MARK_BAD_WIDE], (x, labels, 0, 1.0, wide_at, count, scratch_at))
+            length = call[LENGTH]
+            if call[BY_ROWS] != 0:
+                call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), rows_at, count, scratch_at))
+                call_maker(call[FINISH], (call_at + 8 * FACTOR, 0, 0, 1.0, rows_at, count // length, scratch_at))
+                result, item = call[RESULT] + start // length * call[RESULT_ITEM], call[RESULT_ITEM]
+                call_copier(call[STORE], (rows_at, 0, 8, result, 0, item, 1, count // length))
+            else:
+                call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), sums_at, count, scratch_at))
+        for k in range(OPERANDS - LOSS):
             maker, result = call[EACH_LOSS + k], LOSS + k
             if maker == 0:
                 continue
@@ -177,8 +213,8 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
             if call[COPIERS + result] == 0:
                 out = call[result] + start * call[ITEMS + result]
             scale, weights = (loss_scale, w) if k == 0 else (gradient_scale, factor)
-            if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0:
-                bad = call_maker(call[MARK_BAD], (x, y, 0, 1.0, out, count, scratch_at))
+            if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect:
+                bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, out, count, scratch_at))
             if k == 1 and call[CLIP_HALF] != 0:
                 call_maker(call[CLIP_HALF], (0, 0, 0, 1.0, out, count, scratch_at))
             if call[COPIERS + result] != 0:
@@ -190,13 +226,13 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
 
 
 @loop
-def _of_arrays(call, x_id, y_id, loss_id, gradient_id, size):
+def _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size):
     """A copy of the call on these arrays (by their `id`) of `size` elements; the call itself if `x_id` is 0."""
     if x_id == 0:
         return call
     filled = call.copy()
     filled[INPUT], filled[TARGET] = data_of(x_id), data_of(y_id)
-    filled[LOSS], filled[GRADIENT] = data_of(loss_id), data_of(gradient_id)
+    filled[LOSS], filled[GRADIENT], filled[HESSIAN] = data_of(loss_id), data_of(gradient_id), data_of(hessian_id)
     filled[SIZE] = filled[SHAPE + 1] = size
     return filled
 
@@ -208,7 +244,7 @@ def _of_arrays(call, x_id, y_id, loss_id, gradient_id, size):
 @loop
 def _room(call, chunks):
     """Memory of a call: sums of a wave, two sets of lanes, and the first bad element that each chunk found."""
-    blocks = (call[SIZE] + BLOCK - 1) // BLOCK
+    blocks = (call[SIZE] + call[STEP] - 1) // call[STEP]
     lanes = LANES if blocks > 1 else 1
     sums, totals, errors = np.empty(min(blocks, WAVE)), np.empty(lanes), np.empty(lanes)
     for j in range(lanes):
@@ -230,11 +266,11 @@ def _end_wave(call, sums, lanes, errors, found, count, bad, last):
 
 
 @entry()
-def run_serial(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradient_scale, chunks):
+def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, or -1."""
-    call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
+    call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
     sums, lanes, errors, found = _room(call, 1)
-    blocks, total, bad = (call[SIZE] + BLOCK - 1) // BLOCK, 0.0, np.int64(-1)
+    blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(-1)
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         run = (call.ctypes.data, loss_scale, gradient_scale, start, stop, start, sums.ctypes.data)
@@ -244,12 +280,12 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradien
 
 
 @entry(parallel=True)
-def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradient_scale, chunks):
+def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
-    call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, size)
+    call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
     sums, lanes, errors, found = _room(call, chunks)
     call_at, sums_at = call.ctypes.data, sums.ctypes.data
-    blocks, total, bad = (call[SIZE] + BLOCK - 1) // BLOCK, 0.0, np.int64(-1)
+    blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(-1)
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         for chunk in prange(chunks):
@@ -259,3 +295,139 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, size, loss_scale, gradi
             found[chunk] = call_walker(call[WALK], run)
         total, bad = _end_wave(call, sums, lanes, errors, found, stop - start, bad, stop == blocks)
     return total, bad
+
+
+# Columns: rows of the last dimensions are added up, one result for each place in a row.  `outer` holds the dimensions
+# whose every index has results of its own, `inner` the reduced ones and the columns; both have the operands' addresses.
+# The tree depends on the numbers of rows and columns alone: rows are dealt to segments; in a segment, as many rows as
+# fill the lanes (`LENGTH`) side by side are added, block after block, then folded; segments are added in order.
+
+
+@loop
+def _part(outer, inner, group, tiles, tile_width):
+    """The call on one index of the outer dimensions and one tile of columns, and where its results start."""
+    index, tile = group // tiles, group % tiles
+    part = inner.copy()
+    dimensions = inner[DIMENSIONS]
+    columns = inner[SHAPE + dimensions - 1]
+    for operand in range(OPERANDS):
+        if part[operand] != 0:
+            stride = inner[SHAPE + dimensions * (2 + operand) - 1]
+            part[operand] += _item_offset(outer, operand, index) + tile * tile_width * stride
+    place = index * tiles * tile_width
+    if tiles > 1:
+        width = min(tile_width, columns - tile * tile_width)
+        part[SIZE] = inner[SIZE] // columns * width
+        part[SHAPE + dimensions - 1] = width
+        lanes = max(1, LANES // width) * width
+        part[LENGTH], part[STEP] = lanes, BLOCK // lanes * lanes
+        place = index * columns + tile * tile_width
+    else:
+        width = tile_width
+        place = index * tile_width
+    return part, width, place
+
+
+@loop
+def _segment(part, width, segment, segments, loss_scale, gradient_scale, sums, errors):
+    """Add up one segment into the first `width` of `sums` and `errors`; returns the first bad element, or -1."""
+    blocks, lanes = (part[SIZE] + part[STEP] - 1) // part[STEP], part[LENGTH]
+    memory = np.empty(2 * lanes)
+    for j in range(2 * lanes):
+        memory[j] = 0.0
+    first, last = blocks * segment // segments, blocks * (segment + 1) // segments
+    run = (part.ctypes.data, loss_scale, gradient_scale, first, last, first, memory.ctypes.data)
+    bad = call_walker(part[WALK], run)
+    for j in range(width):
+        sums[j], errors[j] = memory[j], memory[lanes + j]
+    for row in range(width, lanes, width):
+        add_exactly(sums, errors, memory[row : row + width])
+        for j in range(width):
+            errors[j] += memory[lanes + row + j]
+    return bad
+
+
+@loop
+def _store_columns(part, place, sums, errors):
+    """Finish and store the results of a part."""
+    for j in range(sums.size):
+        sums[j] += 0.0 if np.isnan(errors[j]) else errors[j]  # an infinite sum has no error
+    call_maker(part[FINISH], (part.ctypes.data + 8 * FACTOR, 0, 0, 1.0, sums.ctypes.data, sums.size, 0))
+    item = part[RESULT_ITEM]
+    call_copier(part[STORE], (sums.ctypes.data, 0, 8, part[RESULT] + place * item, 0, item, 1, sums.size))
+
+
+@loop
+def _run_pairs(outer, inner, tiles, tile_width, segments, group, low, high, loss_scale, gradient_scale, sums, errors):
+    """Add up the pairs of a group and a segment from `low` to `high`; returns the first bad element, or -1."""
+    bad = np.int64(-1)
+    for pair in range(low, high):
+        part, width, _ = _part(outer, inner, group + pair // segments, tiles, tile_width)
+        at = pair * tile_width
+        found = _segment(
+            part,
+            width,
+            pair % segments,
+            segments,
+            loss_scale,
+            gradient_scale,
+            sums[at : at + width],
+            errors[at : at + width],
+        )
+        bad = found if bad < 0 else bad
+    return bad
+
+
+@loop
+def _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors):
+    """Add the segments of `count` groups and store their results."""
+    for g in range(count):
+        part, width, place = _part(outer, inner, group + g, tiles, tile_width)
+        at = g * segments * tile_width
+        total, error = sums[at : at + width], errors[at : at + width]
+        for here in range(at + tile_width, at + segments * tile_width, tile_width):
+            add_exactly(total, error, sums[here : here + width])
+            for j in range(width):
+                error[j] += errors[here + j]
+        _store_columns(part, place, total, error)
+
+
+@loop
+def _groups_at_once(groups, tile_width, segments):
+    """How many groups' segments fit in half a MiB, and room for them."""
+    count = max(1, min(groups, 32768 // (segments * tile_width)))
+    return count, np.empty(count * segments * tile_width), np.empty(count * segments * tile_width)
+
+
+@entry()
+def run_columns_serial(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale, chunks):
+    """Add up columns on this thread; returns whether an element was bad."""
+    wave, sums, errors = _groups_at_once(groups, tile_width, segments)
+    bad = False
+    for group in range(0, groups, wave):
+        count = min(wave, groups - group)
+        pairs = count * segments
+        found = _run_pairs(
+            outer, inner, tiles, tile_width, segments, group, 0, pairs, loss_scale, gradient_scale, sums, errors
+        )
+        bad = bad or found >= 0
+        _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors)
+    return bad
+
+
+@entry(parallel=True)
+def run_columns_parallel(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale, chunks):
+    """The same with the pairs of a wave dealt out to `chunks` threads in runs."""
+    wave, sums, errors = _groups_at_once(groups, tile_width, segments)
+    bad = np.int64(0)
+    for group in range(0, groups, wave):
+        count = min(wave, groups - group)
+        pairs = count * segments
+        for chunk in prange(chunks):
+            low, high = pairs * chunk // chunks, pairs * (chunk + 1) // chunks
+            found = _run_pairs(
+                outer, inner, tiles, tile_width, segments, group, low, high, loss_scale, gradient_scale, sums, errors
+            )
+            bad += found >= 0
+        _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors)
+    return bad > 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from nbbce._arrays import FLOATS, Array, is_array, is_float, is_on_device, is_real, kind_of, readable
 
@@ -36,14 +37,27 @@ class Call:
     validate: bool
     wants_value: bool
     wants_gradient: bool
+    family: str = field(default="", init=False)
+    """Prefix of the generated loops: '' for probabilities, 'logits_' for logits."""
     target_name: str = field(default="target", init=False)
     weight: Array | None = field(default=None, init=False)
     weight_number: float = field(default=1.0, init=False)
+    pos_weight: Array | None = field(default=None, init=False)
+    pos_weight_number: float = field(default=1.0, init=False)
+    label_smoothing: float = field(default=0.0, init=False)
     where: Array | None = field(default=None, init=False)
+    axes: tuple[int, ...] | None = field(default=None, init=False)
+    """Axes to reduce, if some but not all, or if they are to be kept: the result is then an array."""
+    result_shape: tuple[int, ...] = field(default=(), init=False)
+    """Shape of a sum or mean."""
+    counts: Array | None = field(default=None, init=False)
+    """Elements that count in each result, where `where` makes them differ; in the shape that broadcasts to `input`."""
     grad_output: Array | None = field(default=None, init=False)
     grad_output_number: float = field(default=1.0, init=False)
     value_out: Array | None = field(default=None, init=False)
     gradient_out: Array | None = field(default=None, init=False)
+    wants_hessian: bool = field(default=False, init=False)
+    hessian_out: Array | None = field(default=None, init=False)
 
 
 def _describe(value: object) -> str:
@@ -170,6 +184,42 @@ def _overlap(a: Array, b: Array) -> bool:
         return True
 
 
+def _smoothing(function: str, value: Any) -> float:
+    """The share of a label that label smoothing gives away."""
+    number = _number(value)
+    if number is None:
+        raise TypeError(f"{function}: 'label_smoothing' must be a real number; got {_describe(value)}")
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{function}: 'label_smoothing' must be in [0, 1]; got {number}")
+    return number
+
+
+def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
+    """Check `axis` and `keepdims`, and put into the call what they ask for."""
+    function, shape = call.function, call.input.shape
+    if axis is not None:
+        if call.reduction == "none":
+            raise ValueError(f"{function}: 'axis' must be None with reduction 'none'; got {axis!r}")
+        for item in axis if isinstance(axis, tuple) else (axis,):
+            if isinstance(item, (bool, np.bool_)) or not hasattr(item, "__index__"):
+                raise TypeError(f"{function}: 'axis' must be None, an integer or a tuple of integers; got {axis!r}")
+        # An AxisError or a ValueError, in NumPy's words.
+        axes = normalize_axis_tuple(axis, len(shape))
+    else:
+        axes = tuple(range(len(shape)))
+    if call.reduction == "none" or (len(axes) == len(shape) and not keepdims):
+        return
+    call.axes = tuple(sorted(axes))
+    kept_shape = tuple(1 if d in axes else n for d, n in enumerate(shape))
+    call.result_shape = kept_shape if keepdims else tuple(n for d, n in enumerate(shape) if d not in axes)
+    elements = math.prod(shape[d] for d in axes)
+    if call.where is None:
+        call.count = elements
+    else:
+        call.counts = np.count_nonzero(call.where, axis=call.axes, keepdims=True)
+        call.count = int(call.counts.min()) if call.counts.size else 0
+
+
 def checked(
     function: str,
     input: Any,
@@ -184,6 +234,12 @@ def checked(
     wants_value: bool,
     wants_gradient: bool,
     target_name: str = "target",
+    pos_weight: Any = None,
+    label_smoothing: Any = 0.0,
+    axis: Any = None,
+    keepdims: Any = False,
+    family: str = "",
+    wants_hessian: bool = False,
 ) -> Call:
     """Check the arguments of a public function and gather them in a `Call`."""
     x = _array(function, "input", input)
@@ -200,21 +256,40 @@ def checked(
     call = Call(function, x, y, reduction, x.size, result, check, wants_value, wants_gradient)
     if target_name != "target":
         call.target_name = target_name
+    if family:
+        call.family, call.wants_hessian = family, wants_hessian
     if weight is not None:
         call.weight, call.weight_number = _factor(function, "weight", weight, shape)
+    if pos_weight is not None:
+        call.pos_weight, call.pos_weight_number = _factor(function, "pos_weight", pos_weight, shape)
+    if type(label_smoothing) is not float or label_smoothing != 0.0:
+        call.label_smoothing = _smoothing(function, label_smoothing)
     if where is not None:
         call.where, call.count = _where(function, where, shape)
+    if axis is not None or keepdims:
+        _take_axes(call, axis, keepdims)
     if dtype is not None:
         call.dtype = _dtype(function, dtype)
     if grad_output is not None:
-        inner, whose = (shape, "'input'") if reduction == "none" else ((), "the loss")
-        call.grad_output, call.grad_output_number = _factor(function, "grad_output", grad_output, inner, whose)
+        _take_grad_output(call, grad_output)
     if out is not None:
         _take_out(call, out)
-    if call.count == 0 and reduction == "mean" and wants_value:
+    if call.count == 0 and reduction == "mean" and (wants_value and 0 not in call.result_shape):
         # NumPy's own words for its own case.
         warnings.warn("Mean of empty slice.", RuntimeWarning, stacklevel=3)
     return call
+
+
+def _take_grad_output(call: Call, grad_output: Any) -> None:
+    """Check `grad_output` and put it into the call; one of the result's shape is seen along the reduced axes."""
+    function, shape = call.function, call.input.shape
+    inner, whose = (shape, "'input'") if call.reduction == "none" else (call.result_shape, "the loss")
+    call.grad_output, call.grad_output_number = _factor(function, "grad_output", grad_output, inner, whose)
+    if call.axes is not None and call.grad_output is not None:
+        kept = tuple(1 if d in call.axes else n for d, n in enumerate(shape))
+        call.grad_output = call.grad_output.reshape(kept)
+    if call.grad_output is not None and call.grad_output.shape != shape:
+        call.grad_output = np.broadcast_to(call.grad_output, shape)
 
 
 def _take_out(call: Call, out: Any) -> None:
@@ -224,28 +299,32 @@ def _take_out(call: Call, out: Any) -> None:
         "input": call.input,
         call.target_name: call.target,
         "weight": call.weight,
+        "pos_weight": call.pos_weight,
         "where": call.where,
         "grad_output": call.grad_output,
     }
     shape = call.input.shape
-    value_shape = shape if call.reduction == "none" else ()
-    if not call.wants_gradient:
-        call.value_out = _out(function, "out", out, value_shape, dtype, inputs)
-    elif not call.wants_value:
-        call.gradient_out = _out(function, "out", out, shape, dtype, inputs)
-    else:
-        if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError(f"{function}: 'out' must be a tuple of two, (value, gradient); got {_describe(out)}")
-        if out[0] is not None:
-            call.value_out = _out(function, "out[0]", out[0], value_shape, dtype, inputs)
-        if out[1] is not None:
-            call.gradient_out = _out(function, "out[1]", out[1], shape, dtype, inputs | {"out[0]": call.value_out})
+    wanted = {
+        "value": (call.wants_value, shape if call.reduction == "none" else call.result_shape),
+        "gradient": (call.wants_gradient, shape),
+        "hessian": (call.wants_hessian, shape),
+    }
+    names = [name for name, (wants, _) in wanted.items() if wants]
+    if len(names) == 1:
+        setattr(call, f"{names[0]}_out", _out(function, "out", out, wanted[names[0]][1], dtype, inputs))
+        return
+    if not isinstance(out, tuple) or len(out) != len(names):
+        raise TypeError(f"{function}: 'out' must be a tuple of two, ({', '.join(names)}); got {_describe(out)}")
+    for k, (name, array) in enumerate(zip(names, out, strict=True)):
+        if array is not None:
+            setattr(call, f"{name}_out", _out(function, f"out[{k}]", array, wanted[name][1], dtype, inputs))
+            inputs[f"out[{k}]"] = array
 
 
 def gradient_scale(call: Call) -> float:
     """What every element's gradient is multiplied by: the numbers among the weights, over the count for a mean."""
     scale = call.weight_number * call.grad_output_number
-    if call.reduction == "mean":
+    if call.reduction == "mean" and call.counts is None:
         return scale / call.count if call.count else math.nan
     return scale
 
@@ -254,7 +333,7 @@ def out_of_domain(call: Call, flat_index: int) -> ValueError:
     """The error for the first element outside [0, 1]: which array, where, and its value."""
     index = tuple(int(i) for i in np.unravel_index(flat_index, call.input.shape))
     name, value = "input", call.input[index]
-    if 0 <= value <= 1:
+    if call.family or 0 <= value <= 1:
         name, value = call.target_name, call.target[index]
     place = f"[{', '.join(map(str, index))}]" if index else ""
     return ValueError(f"{call.function}: values must be in [0, 1]; got {name}{place} = {value!s}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 from typing import Any
@@ -13,7 +14,25 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from nbbce import _generated_cpu as generated
 from nbbce._arrays import Array, kind_of
-from nbbce._blocks_cpu import INPUT, LOSS, TARGET, WHERE, run_parallel, run_serial, walk
+from nbbce._blocks_cpu import (
+    BY_ROWS,
+    DIMENSIONS,
+    INPUT,
+    LENGTH,
+    LOSS,
+    OPERANDS,
+    RESULT,
+    RESULT_ITEM,
+    SHAPE,
+    STEP,
+    TARGET,
+    WHERE,
+    run_columns_parallel,
+    run_columns_serial,
+    run_parallel,
+    run_serial,
+    walk,
+)
 from nbbce._call import Call, gradient_scale, out_of_domain
 
 # Above this many elements the parallel loop is the faster of the two: on two threads the serial one was at 16384 (10.6
@@ -22,6 +41,12 @@ PARALLEL_SIZE = 8 * generated.BLOCK
 
 # Blocks loaded at once where memory runs across the rows, as in a transposed array: 128 KiB of each float32 operand.
 WINDOW_ACROSS = 8
+
+# Columns that are added up side by side where rows are added (see _columns), and segments that rows are cut into.
+TILE, SEGMENTS = 1024, 32
+
+# x where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite logit makes no NaN.
+BLANK = {"": 0.0, "logits_": -1e30}
 
 # One parallel launch at a time: the `workqueue` layer aborts the process when two threads launch at once, and with
 # the others a second launch would only share the same cores.  Who does not get the lock runs serially.
@@ -57,16 +82,25 @@ _quick = ctypes.c_void_p.from_address(id(_probe) + object.__basicsize__).value =
 
 
 def _types_and_makers(
-    kinds: tuple[str | None, ...], direct: tuple[bool, ...], summing: bool, weighted: bool, check: bool
+    call: Call,
+    kinds: tuple[str | None, ...],
+    direct: tuple[bool, ...],
+    summing: bool,
+    check: bool,
+    shares: bool,
+    wide: str,
 ) -> list[int]:
-    """The fields of a call vector that its dtypes decide: copiers, items, makers and WIDEN."""
-    x, y, w, grad_output, mask, loss, gradient = kinds
+    """The fields of a call vector that its dtypes and options decide: from COPIERS to WIDEN, but for the results.
+
+    `wide` is 'row' or 'column' for sums along an axis, else ''.
+    """
+    x, y, w, _, grad_output, mask, *results = kinds
     computed = "float64" if x in ("float64", "float64_swapped") else "float32"
-    seen = (computed, computed, "float64", "float64", "uint8", computed, computed)
+    seen = (computed, computed, "float64", "float64", "float64", "uint8", computed, computed, computed)
     sizes = {"float64": 8, "float32": 4, "uint8": 1}
     # Labels of one byte in memory are summed as they are.
-    hard = summing and w is None and not check
-    as_bytes = hard and direct[1] and y in ("uint8", "int8")
+    hard = summing and w is None and not (shares or check) and not (call.family and computed == "float64")
+    as_bytes = hard and not call.family and direct[TARGET] and y in ("uint8", "int8")
 
     def address(name: str, wanted: object = True) -> int:
         return int(getattr(generated, name).address) if wanted else 0
@@ -77,18 +111,33 @@ def _types_and_makers(
         pair = f"{inner}_to_{kind}" if operand >= LOSS else f"{kind}_to_{inner}"
         copiers.append(address(f"copy_{pair}", kind is not None and not in_place))
     items = [1 if operand == TARGET and as_bytes else sizes[inner] for operand, inner in enumerate(seen)]
-    each_loss = f"each_weighted_loss_{computed}" if weighted and computed == "float32" else f"each_loss_{computed}"
+    hard_sum = "logits_product_sum_float32" if call.family else f"hard_sum_{computed}_{'byte' if as_bytes else 'float'}"
+    family = call.family
+    labels = f"{family}shares_" if shares else family
+    each = [f"each_{labels}{what}_{computed}" for what in ("loss", "gradient", "hessian")]
+    if computed == "float32" and not shares and (w is not None or call.weight_number != 1.0):
+        each[0] = f"each_{family}weighted_loss_float32"
     return [
         *copiers,
         *items,
-        address(f"hard_sum_{computed}_{'byte' if as_bytes else 'float'}", hard),
-        address(f"{'check' if check else 'sum'}_{computed}", summing),
-        address(each_loss, loss),
-        address(f"each_gradient_{computed}", gradient),
-        address(f"mark_bad_{computed}"),
-        address(f"keep_{computed}", mask),
-        address(f"clip_half_{computed}", gradient == "float16"),
-        address("multiply", gradient is not None and (grad_output is not None or mask is not None)),
+        address(hard_sum, hard),
+        address(f"{family}check_{computed}" if check else f"{labels}sum_{computed}", summing),
+        *(address(maker, kind) for maker, kind in zip(each, results, strict=True)),
+        address(f"{family}mark_bad_{computed}"),
+        address(f"blank_{computed}", mask),
+        address(f"clip_half_{computed}", results[1] == "float16" and not family),
+        address(f"shares_{computed}", shares),
+        address("blank_shares", shares and mask),
+        address("multiply", results[1:] != [None, None] and (grad_output or mask)),
+        address(f"each_{labels}{'wide_loss' if computed == 'float32' else 'loss_float64'}", wide),
+        address(f"{family}mark_bad_{'wide' if computed == 'float32' else computed}", wide),
+        address("column_sums" if wide == "column" else f"row_sums_{computed}", wide),
+        address("finish", wide),
+        address(f"copy_float64_to_{kind_of(call.dtype) if call.counts is None else 'float64'}", wide),
+        0,  # BY_ROWS and the results: see _sums_along_axes
+        0,
+        0,
+        0,
         address(f"copy_{y}_to_{computed}", as_bytes),
     ]
 
@@ -115,15 +164,28 @@ def _layout(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[lis
     return extents, steps
 
 
-def _vector(operands: tuple[Array | None, ...], flat: bool, summing: bool, weighted: bool, check: bool) -> Array:
+def _float_bits(*numbers: float) -> list[int]:
+    return np.array(numbers).view(np.int64).tolist()  # type: ignore[no-any-return]
+
+
+def _vector(
+    call: Call,
+    operands: tuple[Array | None, ...],
+    flat: bool,
+    summing: bool,
+    check: bool,
+    shares: bool,
+    wide: str = "",
+    may_be_direct: bool = True,
+) -> Array:
     """The call as the block walker reads it (see _blocks_cpu.py); `flat`: contiguous operands, walked as one row."""
     x = operands[INPUT]
     assert x is not None
     kinds = tuple(None if a is None else kind_of(a.dtype) for a in operands)
-    # With a mask the loops change x, y and the weights in place, so all are copied to the buffers first.
+    # With a mask the loops change x and y in place, so all are copied to the buffers first.
     masked = operands[WHERE] is not None
-    direct = tuple(a is not None and a.flags.c_contiguous and not masked for a in operands)
-    fields = _types_and_makers(kinds, direct, summing, weighted, check)
+    direct = tuple(a is not None and a.flags.c_contiguous and not masked and may_be_direct for a in operands)
+    fields = _types_and_makers(call, kinds, direct, summing, check, shares, wide)
     if flat:
         extents, steps = [1, x.size], [[0, 0 if a is None else a.itemsize] for a in operands]
     else:
@@ -132,11 +194,16 @@ def _vector(operands: tuple[Array | None, ...], flat: bool, summing: bool, weigh
         extents, steps = _layout(x.shape, strides)
     across = any(0 < abs(step[-2]) < abs(step[-1]) for step in steps[:LOSS]) and extents[-2] > 1
     addresses = [0 if a is None else _address(a) for a in operands]
+    smoothing = call.label_smoothing
+    divisor = float(call.count) if call.reduction == "mean" and call.counts is None else 1.0
+    numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, call.weight_number, divisor, BLANK[call.family])
     return np.array(
         [
             *addresses,
             *fields,
+            *_float_bits(*numbers),
             x.size,
+            generated.BLOCK,
             WINDOW_ACROSS if across else 1,
             walk.address,
             len(extents),
@@ -149,51 +216,180 @@ def _vector(operands: tuple[Array | None, ...], flat: bool, summing: bool, weigh
 
 # Vectors of calls on contiguous arrays without array weights, by dtypes: they differ in addresses and size alone, which
 # the compiled side fills in.  Making one takes 20 us.
+MOST_VECTORS = 1000
 _flat_vectors: dict[tuple[Any, ...], Array] = {}
 
 
+def _threads(size: int) -> int:
+    """Threads for a call of `size` elements, which holds the lock of launches if they are more than one."""
+    if size > PARALLEL_SIZE and not _serial_only and _launch.acquire(blocking=False):
+        threads = int(numba.get_num_threads())
+        if threads > 1:
+            return threads
+        _launch.release()
+    return 1
+
+
+def _launched_on(threads: int, serial: Any, parallel: Any, *arguments: Any) -> Any:
+    """Run the entry that fits `threads`, as `_threads` gave them."""
+    global _launched
+    if threads == 1:
+        return serial(*arguments, 1)
+    try:
+        _launched = True
+        return parallel(*arguments, threads)
+    finally:
+        _launch.release()
+
+
+def _has_shares(call: Call) -> bool:
+    """Whether a label is more than 1-y and y."""
+    return call.pos_weight is not None or call.pos_weight_number != 1.0 or call.label_smoothing != 0.0
+
+
 def _pass(
-    call: Call, loss: Array | None, gradient: Array | None, summing: bool, check: bool = False
+    call: Call,
+    loss: Array | None,
+    gradient: Array | None,
+    hessian: Array | None = None,
+    summing: bool = False,
+    check: bool = False,
 ) -> tuple[float, int]:
     """One pass over the inputs; returns the sum and the flat index of the first bad element, or -1."""
-    global _launched
-    x, y, weight, where = call.input, call.target, call.weight, call.where
+    x, y, where = call.input, call.target, call.where
     grad_output = None if gradient is None else call.grad_output
-    loss_scale = call.weight_number
-    weighted = weight is not None or loss_scale != 1.0
+    shares = not check and _has_shares(call)
+    weighted = loss is not None and call.weight_number != 1.0
     if (
         _quick
-        and weight is where is grad_output is None
+        and call.weight is call.pos_weight is where is grad_output is None
         and x.flags.c_contiguous
         and y.flags.c_contiguous
         and (loss is None or loss.flags.c_contiguous)
         and (gradient is None or gradient.flags.c_contiguous)
+        and (hessian is None or hessian.flags.c_contiguous)
     ):
         loss_type, gradient_type = None if loss is None else loss.dtype, None if gradient is None else gradient.dtype
-        key = (x.dtype, y.dtype, loss_type, gradient_type, summing, weighted, check)
+        options = (call.pos_weight_number, call.label_smoothing) if shares else None
+        key = (
+            x.dtype,
+            y.dtype,
+            loss_type,
+            gradient_type,
+            hessian is None,
+            summing,
+            weighted,
+            check,
+            call.family,
+            options,
+        )
         vector = _flat_vectors.get(key)
         if vector is None:
-            flat = (x, y, None, None, None, loss, gradient)
-            vector = _flat_vectors[key] = _vector(flat, True, summing, weighted, check)
-        ids = (id(x), id(y), 0 if loss is None else id(loss), 0 if gradient is None else id(gradient), x.size)
+            if len(_flat_vectors) > MOST_VECTORS:
+                _flat_vectors.clear()
+            flat = (x, y, None, None, None, None, loss, gradient, hessian)
+            vector = _flat_vectors[key] = _vector(call, flat, True, summing, check, shares)
+        ids = (
+            id(x),
+            id(y),
+            0 if loss is None else id(loss),
+            0 if gradient is None else id(gradient),
+            0 if hessian is None else id(hessian),
+            x.size,
+        )
     else:
-        operands: tuple[Array | None, ...] = (x, y, weight, grad_output, where, loss, gradient)
+        pos_weight = None if check else call.pos_weight
+        weight = None if check else call.weight
+        operands: tuple[Array | None, ...] = (
+            x,
+            y,
+            weight,
+            pos_weight,
+            grad_output,
+            where,
+            loss,
+            gradient,
+            hessian,
+        )
         if not summing:
             # Elementwise results do not care in what order they come: take the order of memory.
             axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
             operands = tuple(None if a is None else a.transpose(axes) for a in operands)
-        vector = _vector(operands, False, summing, weighted, check)
-        ids = (0, 0, 0, 0, 0)
+        vector = _vector(call, operands, False, summing, check, shares)
+        ids = (0, 0, 0, 0, 0, 0)
+    scale = 1.0 if gradient is None and hessian is None else gradient_scale(call)
+    threads = _threads(x.size)
+    return _launched_on(  # type: ignore[no-any-return]
+        threads, run_serial, run_parallel, vector, *ids, call.weight_number, scale
+    )
+
+
+def _first_bad(call: Call) -> int:
+    """Flat index of the first element out of its domain, or -1."""
+    return _pass(call, None, None, summing=True, check=True)[1]
+
+
+def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
+    """Sums or means along the axes of the call, and whether an element was bad."""
+    x, axes = call.input, call.axes
+    assert axes is not None
+    kept = tuple(d for d in range(x.ndim) if d not in axes)
+    columns, tile = _columns(x.shape, axes)
+    outer = tuple(d for d in kept if d not in columns)
+    order = (*outer, *axes, *columns)
+    grad_output = None if gradient is None else call.grad_output
+    operands = tuple(
+        None if a is None else a.transpose(order)
+        for a in (x, call.target, call.weight, call.pos_weight, grad_output, call.where, None, gradient, None)
+    )
+    shares = _has_shares(call)
+    dtype = call.dtype if call.counts is None else np.dtype(np.float64)
+    own = call.value_out
+    in_place = own is not None and own.flags.c_contiguous and call.counts is None
+    results = own if own is not None and in_place else np.empty(call.result_shape, dtype)
+    # Seen in the order in which they come: outer dimensions, then columns.
+    rows = math.prod(x.shape[d] for d in axes)
+    width = math.prod(x.shape[d] for d in columns)
+    groups = math.prod(x.shape[d] for d in outer)
+    place = [(*outer, *columns).index(d) for d in kept]
+    dense = results if place == sorted(place) else np.empty([x.shape[d] for d in (*outer, *columns)], dtype)
     scale = 1.0 if gradient is None else gradient_scale(call)
-    if x.size > PARALLEL_SIZE and not _serial_only and _launch.acquire(blocking=False):
-        try:
-            threads = numba.get_num_threads()
-            if threads > 1:
-                _launched = True
-                return run_parallel(vector, *ids, loss_scale, scale, threads)  # type: ignore[no-any-return]
-        finally:
+    threads = _threads(x.size)
+    try:
+        if not columns and rows <= generated.BLOCK:
+            vector = _vector(call, operands, False, False, False, shares, "row")
+            vector[STEP] = generated.BLOCK // rows * rows
+            vector[BY_ROWS], vector[LENGTH] = 1, rows
+            vector[RESULT], vector[RESULT_ITEM] = _address(dense), dtype.itemsize
+            arguments: tuple[Any, ...] = (vector, 0, 0, 0, 0, 0, 0, call.weight_number, scale)
+            entries: tuple[Any, Any] = (run_serial, run_parallel)
+        else:
+            tiles = -(-width // tile)
+            first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
+            inner = _vector(call, first, False, False, False, shares, "column", may_be_direct=tiles == 1)
+            lanes = max(1, generated.LANES // tile) * tile
+            inner[LENGTH], inner[STEP] = lanes, generated.BLOCK // lanes * lanes
+            inner[RESULT], inner[RESULT_ITEM] = _address(dense), dtype.itemsize
+            segments = min(SEGMENTS, -(-rows * tile // int(inner[STEP])))
+            arguments = (_outer(operands, len(outer)), inner, groups, tiles, tile, segments, call.weight_number, scale)
+            entries = (run_columns_serial, run_columns_parallel)
+    except BaseException:
+        if threads > 1:
             _launch.release()
-    return run_serial(vector, *ids, loss_scale, scale, 1)  # type: ignore[no-any-return]
+        raise
+    found = _launched_on(threads, *entries, *arguments)
+    bad = found[1] >= 0 if entries[0] is run_serial else bool(found)
+    if dense is not results:
+        results[...] = dense.transpose(place).reshape(results.shape)
+    if call.counts is not None:
+        counts = call.counts.reshape(results.shape)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            results = results / counts if call.reduction == "mean" else results
+        results = results.astype(call.dtype)
+    if own is not None and results is not own:
+        own[...] = results
+        results = own
+    return results, bad
 
 
 def _empty(call: Call) -> Array:
@@ -203,32 +399,87 @@ def _empty(call: Call) -> Array:
 
 
 def run(call: Call) -> tuple[Any, Any]:
-    """Value and gradient of a call, each None where it is not wanted."""
+    """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
     summing = call.wants_value and call.reduction != "none"
-    loss, gradient = None, call.gradient_out
+    if call.counts is not None and call.reduction == "mean" and call.wants_gradient:
+        _divide_by_counts(call)
+    loss, gradient, hessian = None, call.gradient_out, call.hessian_out
     if call.wants_value and not summing:
         loss = call.value_out
-    if call.validate and (loss is not None or gradient is not None):
+    along = call.axes is not None and summing
+    own = loss is not None or gradient is not None or hessian is not None or (along and call.value_out is not None)
+    if call.validate and own:
         # The caller's own array must be left as it was if a value is bad, so look before writing.
-        _, bad = _pass(call, None, None, summing=True, check=True)
+        bad = _first_bad(call)
         if bad >= 0:
             raise out_of_domain(call, bad)
     if call.wants_value and not summing and loss is None:
         loss = _empty(call)
     if call.wants_gradient and gradient is None:
         gradient = _empty(call)
-    total, bad = _pass(call, loss, gradient, summing)
+    if call.wants_hessian and hessian is None:
+        hessian = _empty(call)
+    if along and call.input.size:
+        value, is_bad = _sums_along_axes(call, gradient)
+        if is_bad and call.validate:
+            raise out_of_domain(call, _first_bad(call))
+        return value, gradient
+    total, bad = _pass(call, loss, gradient, hessian, summing)
     if bad >= 0 and call.validate:
         if not summing:  # the pass may have gone in another order than that of the indices
-            _, bad = _pass(call, None, None, summing=True, check=True)
+            bad = _first_bad(call)
         raise out_of_domain(call, bad)
+    if call.wants_hessian:
+        return gradient, hessian
     if not summing:
         return loss, gradient
     total *= call.weight_number
     if call.reduction == "mean":
         total = total / call.count if call.count else np.nan
     value = call.dtype.type(total)
+    if call.axes is not None:  # of an empty array
+        value = np.full(call.result_shape, value)
     if call.value_out is not None:
-        call.value_out[()] = value
+        call.value_out[...] = value
         value = call.value_out
     return value, gradient
+
+
+def _divide_by_counts(call: Call) -> None:
+    """Let `grad_output` be over the counts of the results, as large as these are."""
+    assert call.counts is not None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = call.grad_output_number / call.counts
+    if call.grad_output is None:
+        call.grad_output = np.broadcast_to(shares, call.input.shape)
+    else:
+        index = tuple(slice(0, 1) if d in (call.axes or ()) else slice(None) for d in range(call.input.ndim))
+        call.grad_output = np.broadcast_to(call.grad_output[index] * shares, call.input.shape)
+    call.grad_output_number = 1.0
+
+
+def _columns(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """The kept dimensions at the end that make up a row of columns, and the columns of a tile.
+
+    As many as have TILE elements together; a longer last one is cut into tiles.  This decides the tree of
+    additions, so it looks at the shape alone.
+    """
+    columns: tuple[int, ...] = ()
+    width = 1
+    for d in range(len(shape) - 1, -1, -1):
+        if d in axes or (columns and width * shape[d] > TILE):
+            break
+        columns, width = (d, *columns), width * shape[d]
+    return columns, min(width, TILE)
+
+
+def _outer(operands: tuple[Array | None, ...], dimensions: int) -> Array:
+    """The first `dimensions` of the operands as the block walker reads them, for offsets alone."""
+    x = operands[INPUT]
+    assert x is not None
+    vector = np.zeros(SHAPE + (dimensions + 2) * (1 + OPERANDS), np.int64)
+    extents = [1, 1, *x.shape[:dimensions]]
+    vector[DIMENSIONS] = len(extents)
+    steps = [[0, 0, *(a.strides[:dimensions] if a is not None else (0,) * dimensions)] for a in operands]
+    vector[SHAPE:] = [*extents, *(n for step in steps for n in step)]
+    return vector

@@ -28,8 +28,9 @@ from nbbce._primitives_cpu import (
     half_of_float32,
 )
 
-# The default error model checks each division, and that branch stops a loop from vectorising.
-formula = njit(error_model="numpy")
+# The default error model checks each division, and that branch stops a loop from vectorising; so does a formula that
+# LLVM finds too long to inline.
+formula = njit(error_model="numpy", forceinline=True)
 
 BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
@@ -86,6 +87,39 @@ LOG_64_4 = 0.18187212743280334
 LOG_64_5 = 0.15235303239371203
 LOG_64_6 = 0.15470539108417547
 
+# exp(r) = 1 + r + r^2 P(r), r in [-0.3466, 0.3466]; error relative to exp(r).
+# Largest error of the fit: 3.1e-9.
+EXP_32_0 = F32(0.4999999403953552)
+EXP_32_1 = F32(0.1666652113199234)
+EXP_32_2 = F32(0.041668254882097244)
+EXP_32_3 = F32(0.008368661627173424)
+EXP_32_4 = F32(0.001382145332172513)
+
+# exp(r) = 1 + r + r^2 P(r), r in [-0.3466, 0.3466]; error relative to exp(r).
+# Largest error of the fit: 3.7e-18.
+EXP_64_0 = 0.5000000000000011
+EXP_64_1 = 0.16666666666666463
+EXP_64_2 = 0.04166666666652902
+EXP_64_3 = 0.008333333333471447
+EXP_64_4 = 0.001388888894363024
+EXP_64_5 = 0.0001984126954417155
+EXP_64_6 = 2.4801493243781934e-05
+EXP_64_7 = 2.755756000970146e-06
+EXP_64_8 = 2.763017029321264e-07
+EXP_64_9 = 2.500680027527008e-08
+
+# log(1+e) = e - e^2/2 + e^3 H(e), e in [0, 1]; error relative to log(1+e).
+# Largest error of the fit: 1.4e-9.
+LOG1P_32_0 = F32(0.3333309292793274)
+LOG1P_32_1 = F32(-0.249933123588562)
+LOG1P_32_2 = F32(0.199263334274292)
+LOG1P_32_3 = F32(-0.16228340566158295)
+LOG1P_32_4 = F32(0.12679265439510345)
+LOG1P_32_5 = F32(-0.08590809255838394)
+LOG1P_32_6 = F32(0.044281650334596634)
+LOG1P_32_7 = F32(-0.014669328927993774)
+LOG1P_32_8 = F32(0.0022725630551576614)
+
 # log 2 = HIGH + LOW; HIGH is short, so that its product with an exponent is exact.
 LOG2_HIGH_32, LOG2_LOW_32 = F32(0.693145751953125), F32(1.4286068203094173e-06)
 LOG2_HIGH_64, LOG2_LOW_64 = 0.6931471805598903, 5.497923018708371e-14
@@ -100,6 +134,16 @@ EXPONENT_32, EXPONENT_64 = U32(0xFF800000), U64(0xFFF0000000000000)
 FLOOR_32, FLOOR_64 = F32(1e-12), 1e-12
 STEEP_32, STEEP_REST_32 = F32(999999995904.0), F32(4096.0)
 STEEP_64, STEEP_REST_64 = 1e12, 0.0
+
+# Adding and taking off 1.5 * 2^23 (2^52) rounds to an integer, which then stands in the low bits of the sum.
+LOG2_E_32, ROUND_32 = F32(1.4426950216293335), F32(12582912.0)
+LOG2_E_64, ROUND_64 = 1.4426950408889634, 6755399441055744.0
+# exp(-away) is 0 beyond HELD_AWAY, where it is held.  Beyond LATE_FROM it is kept LATE times too large, so that what
+# ends below the normal numbers is rounded there once, in the last step.
+HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(60.0), F32(2.0**-64)
+HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
+# The same where float32 terms meet in float64.
+HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
 
 # One element: x is the prediction, y the target, and
 #
@@ -258,6 +302,26 @@ def wide_loss(x, y, t, q, e, g, h):
     return fma(w_far, far - near, near)
 
 
+# The same for shares of the label with weights of their own: a stands for 1-y and b for y.
+@formula
+def shares_wide_loss(x, a, b, t, q, e, g, h):
+    w_far, w_near = (a, b) if x > F32(0.5) else (b, a)
+    near = fma(t * t, q, t)
+    far = -(fma(e, LOG2_64, g) + h)
+    return fma(w_far, far, w_near * near)
+
+
+# The loss of such shares in float64.
+@formula
+def shares_loss_float64(x, a, b):
+    beyond_half = x > 0.5
+    t = 1.0 - x if beyond_half else x
+    w_far, w_near = (a, b) if beyond_half else (b, a)
+    e, m = split_float64(HELD_64 if t < HELD_64 else t)
+    small = fma(-w_far, log_rest_float64(e, m), w_near * near_end_float64(t))
+    return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
+
+
 # d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.
 #
 # Numerator n and denominator d are kept with their rounding errors (two-sum; fma), and the
@@ -313,6 +377,335 @@ def gradient_float64(x, y):
     return steep if t <= FLOOR_64 else q
 
 
+# The gradient of such shares, a/(1-x) - b/x.  The numerator a x - b (1-x) cancels at x = b/(a+b), so its
+# products are kept with their errors too.
+@formula
+def shares_gradient_float64(x, a, b):
+    r = 1.0 - x
+    r_error = (1.0 - r) - x
+    p = a * x
+    m = b * r
+    n = p - m
+    back = n - p
+    n_error = (p - (n - back)) - (m + back) + (fma(a, x, -p) - fma(b, r_error, fma(b, r, -m)))
+    d = x * r
+    d_error = fma(x, r_error, fma(x, r, -d))
+    reciprocal = 1.0 / d
+    q = n * reciprocal
+    q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    t, u, v = (r, b, a) if x > 0.5 else (x, a, b)
+    steep = fma(-v, STEEP_64, fma(u, t, u))
+    steep = -steep if x > 0.5 else steep
+    return steep if t <= FLOOR_64 else q
+
+
+# Logits: z is the logit of the prediction, x = sigma(z) = 1/(1+exp(-z)), which is not formed.  With e = exp(-|z|),
+#
+#     -log x = max(-z, 0) + log(1+e),    -log(1-x) = max(z, 0) + log(1+e),
+#
+# so |z| is paid by the label's share on the wrong side (1-y for z > 0, else y), and log(1+e) by all of it:
+#
+#     loss     = wrong |z| + log(1+e)
+#     gradient = sigma(z) - y = (wrong - right e) / (1+e),  its sign turned for z <= 0
+#     hessian  = e / (1+e)^2
+#
+# Each is a sum of terms of one sign or has its cancellation in the labels alone, so both tails are true.  An infinite
+# logit that nothing on the wrong side pays for costs 0: |z| is then not multiplied by that 0.
+
+
+# exp(-away) = (1 + (r + s)) 2^k for away in [0, 150]: returns r, s and a number with k in its low bits.
+# -away = k log 2 + r + low; k LOG2_HIGH is exact and so is r.  s is small: only r + s is left to round.
+@formula
+def exp_parts_float32(away):
+    shifted = fma(away, -LOG2_E_32, ROUND_32)
+    k = shifted - ROUND_32
+    r = fma(k, -LOG2_HIGH_32, -away)
+    low = k * -LOG2_LOW_32
+    v = r + low
+    vv = v * v
+    p = fma(EXP_32_4, vv, EXP_32_2)
+    p = fma(p, vv, EXP_32_0)
+    p_odd = fma(EXP_32_3, vv, EXP_32_1)
+    p = fma(p_odd, v, p)
+    return r, fma(vv, p, low), shifted
+
+
+# The same in float64, for away in [0, 760].
+@formula
+def exp_parts_float64(away):
+    shifted = fma(away, -LOG2_E_64, ROUND_64)
+    k = shifted - ROUND_64
+    r = fma(k, -LOG2_HIGH_64, -away)
+    low = k * -LOG2_LOW_64
+    v = r + low
+    vv = v * v
+    p = fma(EXP_64_8, vv, EXP_64_6)
+    p = fma(p, vv, EXP_64_4)
+    p = fma(p, vv, EXP_64_2)
+    p = fma(p, vv, EXP_64_0)
+    p_odd = fma(EXP_64_9, vv, EXP_64_7)
+    p_odd = fma(p_odd, vv, EXP_64_5)
+    p_odd = fma(p_odd, vv, EXP_64_3)
+    p_odd = fma(p_odd, vv, EXP_64_1)
+    p = fma(p_odd, v, p)
+    return r, fma(vv, p, low), shifted
+
+
+# exp(-away) for away in [0, HELD_AWAY], as u * late: late is 1 unless the product may be subnormal.
+@formula
+def exp_float32(away):
+    far = away > LATE_FROM_32
+    r, s, shifted = exp_parts_float32(away)
+    k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
+    power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
+    return (F32(1.0) + (r + s)) * power, LATE_32 if far else F32(1.0)
+
+
+# The same in float64.
+@formula
+def exp_float64(away):
+    far = away > LATE_FROM_64
+    r, s, shifted = exp_parts_float64(away)
+    k = U64(bits_of_float64(shifted) + (U64(256) if far else U64(0)))
+    power = float64_of_bits(U64(U64(k << U64(52)) + U64(0x3FF0000000000000)))
+    return (1.0 + (r + s)) * power, LATE_64 if far else 1.0
+
+
+# 1 - log(1+u)/u, by how much log(1+u) falls short of u in [0, 1]: log(1+u) = u - u^2/2 + u^3 H(u).
+@formula
+def log1p_short_float32(u):
+    h = fma(LOG1P_32_8, u, LOG1P_32_7)
+    h = fma(h, u, LOG1P_32_6)
+    h = fma(h, u, LOG1P_32_5)
+    h = fma(h, u, LOG1P_32_4)
+    h = fma(h, u, LOG1P_32_3)
+    h = fma(h, u, LOG1P_32_2)
+    h = fma(h, u, LOG1P_32_1)
+    h = fma(h, u, LOG1P_32_0)
+    return u * fma(-u, h, F32(0.5))
+
+
+# The same in float64.  With s = u/(2+u), log(1+u) = 2 atanh s = 2s + s z Q(z), z = s^2 in [0, 1/9]: the
+# polynomial of near_end_float64; and 2s = u - u s, so log(1+u) = u - s (u - z Q(z)).
+@formula
+def log1p_short_float64(u):
+    over = 1.0 / (2.0 + u)
+    s = u * over
+    z = s * s
+    zz = z * z
+    q = fma(NEAR_64_8, zz, NEAR_64_6)
+    q = fma(q, zz, NEAR_64_4)
+    q = fma(q, zz, NEAR_64_2)
+    q = fma(q, zz, NEAR_64_0)
+    q_odd = fma(NEAR_64_9, zz, NEAR_64_7)
+    q_odd = fma(q_odd, zz, NEAR_64_5)
+    q_odd = fma(q_odd, zz, NEAR_64_3)
+    q_odd = fma(q_odd, zz, NEAR_64_1)
+    q = fma(q_odd, z, q)
+    return over * fma(-z, q, u)
+
+
+# The loss.  `wrong` is the label's share on the wrong side and `error` its rounding error; `whole` is
+# the share of log(1+e), 1 but for weights.  Where that is all there is, `late` is multiplied in last.
+@formula
+def loss_of_sides_float32(z, wrong, error, whole):
+    a = -z if z < F32(0.0) else z
+    held = HELD_AWAY_32 if a > HELD_AWAY_32 else a
+    u, late = exp_float32(held)
+    short = log1p_short_float32(u * late)
+    clear = wrong == F32(0.0)
+    u *= whole if clear else whole * late
+    return (fma(-u, short, fma(wrong, F32(0.0) if clear else a, error * held)) + u) * (late if clear else F32(1.0))
+
+
+# The same in float64.
+@formula
+def loss_of_sides_float64(z, wrong, error, whole):
+    a = -z if z < 0.0 else z
+    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
+    u, late = exp_float64(held)
+    short = log1p_short_float64(u * late)
+    clear = wrong == 0.0
+    u *= whole if clear else whole * late
+    return (fma(-u, short, fma(wrong, 0.0 if clear else a, error * held)) + u) * (late if clear else 1.0)
+
+
+# The gradient: n/d with n = wrong - right e and d = 1+e, the quotient corrected by its residual, in
+# which the rounding errors of n, d and the shares are put back.
+@formula
+def gradient_of_sides_float32(z, wrong, wrong_error, right, right_error):
+    a = -z if z < F32(0.0) else z
+    u, late = exp_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
+    clear = wrong == F32(0.0)
+    e = u * late
+    v, last = (u, late) if clear else (e, F32(1.0))
+    paid = right * v
+    n = wrong - paid
+    back = n - wrong
+    n_error = (wrong - (n - back)) - (paid + back) - fma(right, v, -paid) + fma(-right_error, v, wrong_error)
+    d = F32(1.0) + e
+    reciprocal = F32(1.0) / d
+    q = n * reciprocal
+    q = fma(fma(-q, d, n) + fma(-q, (F32(1.0) - d) + e, n_error), reciprocal, q) * last
+    return q if z > F32(0.0) else -q
+
+
+# The same in float64.
+@formula
+def gradient_of_sides_float64(z, wrong, wrong_error, right, right_error):
+    a = -z if z < 0.0 else z
+    u, late = exp_float64(HELD_AWAY_64 if a > HELD_AWAY_64 else a)
+    clear = wrong == 0.0
+    e = u * late
+    v, last = (u, late) if clear else (e, 1.0)
+    paid = right * v
+    n = wrong - paid
+    back = n - wrong
+    n_error = (wrong - (n - back)) - (paid + back) - fma(right, v, -paid) + fma(-right_error, v, wrong_error)
+    d = 1.0 + e
+    reciprocal = 1.0 / d
+    q = n * reciprocal
+    q = fma(fma(-q, d, n) + fma(-q, (1.0 - d) + e, n_error), reciprocal, q) * last
+    return q if z > 0.0 else -q
+
+
+# The hessian, in the same way: whole e / (1+e)^2.
+@formula
+def hessian_of_sides_float32(z, whole):
+    a = -z if z < F32(0.0) else z
+    u, late = exp_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
+    e = u * late
+    root = F32(1.0) + e
+    d = root * root
+    d_error = fma(root, root, -d) + F32(2.0) * root * ((F32(1.0) - root) + e)
+    reciprocal = F32(1.0) / d
+    u *= whole
+    q = u * reciprocal
+    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q) * late
+
+
+# The same in float64.
+@formula
+def hessian_of_sides_float64(z, whole):
+    a = -z if z < 0.0 else z
+    u, late = exp_float64(HELD_AWAY_64 if a > HELD_AWAY_64 else a)
+    e = u * late
+    root = 1.0 + e
+    d = root * root
+    d_error = fma(root, root, -d) + 2.0 * root * ((1.0 - root) + e)
+    reciprocal = 1.0 / d
+    u *= whole
+    q = u * reciprocal
+    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q) * late
+
+
+# The loss of a logit and its label.
+@formula
+def logits_loss_float32(z, y):
+    rest = F32(1.0) - y
+    wrong, error = (rest, (F32(1.0) - rest) - y) if z > F32(0.0) else (y, F32(0.0))
+    return loss_of_sides_float32(z, wrong, error, F32(1.0))
+
+
+# The same in float64.
+@formula
+def logits_loss_float64(z, y):
+    rest = 1.0 - y
+    wrong, error = (rest, (1.0 - rest) - y) if z > 0.0 else (y, 0.0)
+    return loss_of_sides_float64(z, wrong, error, 1.0)
+
+
+# The gradient of a logit and its label.
+@formula
+def logits_gradient_float32(z, y):
+    rest = F32(1.0) - y
+    error = (F32(1.0) - rest) - y
+    wrong, wrong_error, right, right_error = (rest, error, y, F32(0.0)) if z > F32(0.0) else (y, F32(0.0), rest, error)
+    return gradient_of_sides_float32(z, wrong, wrong_error, right, right_error)
+
+
+# The same in float64.
+@formula
+def logits_gradient_float64(z, y):
+    rest = 1.0 - y
+    error = (1.0 - rest) - y
+    wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
+    return gradient_of_sides_float64(z, wrong, wrong_error, right, right_error)
+
+
+# The hessian of a logit and its label.
+@formula
+def logits_hessian_float32(z, y):
+    return hessian_of_sides_float32(z, F32(1.0))
+
+
+# The same in float64.
+@formula
+def logits_hessian_float64(z, y):
+    return hessian_of_sides_float64(z, 1.0)
+
+
+# The loss of a logit and such shares, a for 1-y and b for y.
+@formula
+def logits_shares_loss_float64(z, a, b):
+    return loss_of_sides_float64(z, a if z > 0.0 else b, 0.0, a + b)
+
+
+# The gradient of these.
+@formula
+def logits_shares_gradient_float64(z, a, b):
+    wrong, right = (a, b) if z > 0.0 else (b, a)
+    return gradient_of_sides_float64(z, wrong, 0.0, right, 0.0)
+
+
+# The hessian of these.
+@formula
+def logits_shares_hessian_float64(z, a, b):
+    return hessian_of_sides_float64(z, a + b)
+
+
+# For sums of float32: exp(-|z|) = ((1 + r) + s) power, times LATE_WIDE beyond LATE_FROM_WIDE; h is H(e).
+@formula
+def logits_terms_float32(z):
+    a = -z if z < F32(0.0) else z
+    far = a > LATE_FROM_WIDE
+    r, s, shifted = exp_parts_float32(HELD_WIDE if a > HELD_WIDE else a)
+    k = U32(bits_of_float32(shifted) + (U32(100) if far else U32(0)))
+    power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
+    e = F32(0.0) if far else (F32(1.0) + (r + s)) * power
+    h = fma(LOG1P_32_8, e, LOG1P_32_7)
+    h = fma(h, e, LOG1P_32_6)
+    h = fma(h, e, LOG1P_32_5)
+    h = fma(h, e, LOG1P_32_4)
+    h = fma(h, e, LOG1P_32_3)
+    h = fma(h, e, LOG1P_32_2)
+    h = fma(h, e, LOG1P_32_1)
+    h = fma(h, e, LOG1P_32_0)
+    return r, s, F32(0.0) if a > HELD_WIDE else power, h
+
+
+# And the loss of these terms, put together in float64.  r and power are exact, s is at most 0.06 of e,
+# and h counts for e^3 of it: good to 2^-26.
+@formula
+def logits_wide_loss_of_sides(z, wrong, whole, r, s, power, h):
+    a = -z if z < F32(0.0) else z
+    e = ((1.0 + r) + s) * power * (LATE_WIDE if a > LATE_FROM_WIDE else 1.0)
+    u = whole * e
+    return fma(-u, e * fma(-e, h, 0.5), wrong * (0.0 if wrong == 0.0 else F64(a))) + u
+
+
+# The same of a logit and its label.
+@formula
+def logits_wide_loss(z, y, r, s, power, h):
+    return logits_wide_loss_of_sides(z, 1.0 - y if z > F32(0.0) else y, 1.0, r, s, power, h)
+
+
+# The same of a logit and such shares.
+@formula
+def logits_shares_wide_loss(z, a, b, r, s, power, h):
+    return logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
+
+
 # Sums.  Element i of a block goes to lane i mod LANES; lanes are folded by halving.  A block shorter than it
 # should be is padded with x = y = 0, whose loss is exactly 0.  So the tree of additions depends on the number of
 # elements alone, not on threads, memory layout or target.  What a float64 sum loses in each addition is exactly
@@ -349,6 +742,20 @@ def fold_exactly(lanes, errors):
             lanes[j] = total
         width = width >> U64(1)
     return lanes[0] + (0.0 if np.isnan(errors[0]) else errors[0])  # an infinite sum has no error
+
+
+@njit(error_model="numpy")
+def long_row_sums(values_at, length, out_at, count):
+    out, lanes, errors = array_at(out_at, U64(count), F64), np.empty(16), np.empty(16)
+    for row in range(count // length):
+        lanes[:] = 0.0
+        errors[:] = 0.0
+        for start in range(0, length, 16):
+            width = min(16, length - start)
+            terms = array_at(values_at + 8 * (row * length + start), width, F64)
+            add_exactly(lanes, errors, terms)
+        out[row] = fold_exactly(lanes, errors)
+    return 0.0
 
 
 # Hard labels.  If every label of a block is 0 or 1, its sum of logarithms is the logarithm of a product:
@@ -553,35 +960,44 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     return total if total >= LEAST_HARD_SUM_64 else np.nan
 
 
+# Sums for any labels, and for labels in two shares (a for 1-y and b for y, float64), as label smoothing and factors of
+# positive labels make them.  They return NaN if an x or y is out of its domain or NaN.  (Adding 0.0 makes a -0.0 a 0.0,
+# which is in the domain.)
+# float32: in two loops, since one that mixes the types would run float32 at the width of float64 (0.72 ns, not 0.45).
+
+
 @maker
 def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
-    x, y, w = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(w_at, BLOCK, F64)
+    """Sum of the losses of a block for each label, times w (float64, or nothing)."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    w = array_at(w_at, BLOCK, F64)
     lanes = array_at(scratch_at, LANES, F64)
     t, q, e, g, h = (
         array_at(scratch_at + 8 * LANES, LANES, F32),
-        array_at(scratch_at + (8 + 4) * LANES, LANES, F32),
-        array_at(scratch_at + (8 + 8) * LANES, LANES, F32),
-        array_at(scratch_at + (8 + 12) * LANES, LANES, F32),
-        array_at(scratch_at + (8 + 16) * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+        array_at(scratch_at + 20 * LANES, LANES, F32),
+        array_at(scratch_at + 24 * LANES, LANES, F32),
     )
     lanes[:] = 0.0
-    largest_x, largest_y = U32(0), U32(0)
+    largest_x = U32(0)
+    largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
-        # Two loops, since one that mixes the types would run float32 at the width of float64 (0.72 ns, not 0.45).
-        for j in range(U64(LANES)):
-            xi, yi = x[row + j], y[row + j]
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            yi = y[row + j]
             bits = bits_of_float32(xi + F32(0.0))
             largest_x = bits if bits > largest_x else largest_x
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
             t[j], q[j], e[j], g[j], h[j] = terms_float32(xi)
         if w_at == 0:
-            for j in range(U64(LANES)):
+            for j in range(width):
                 loss = wide_loss(x[row + j], F64(y[row + j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
                 lanes[j] += loss
         else:
-            for j in range(U64(LANES)):
+            for j in range(width):
                 loss = wide_loss(x[row + j], F64(y[row + j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
                 lanes[j] = fma(w[row + j], loss, lanes[j])
     bad = largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000)
@@ -589,43 +1005,528 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 
 @maker
+def each_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for each label, times w, in float64: for sums along an axis."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    w = array_at(w_at, BLOCK, F64)
+    out = array_at(out_at, BLOCK, F64)
+    t, q, e, g, h = (
+        array_at(scratch_at + 0 * LANES, LANES, F32),
+        array_at(scratch_at + 4 * LANES, LANES, F32),
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+    )
+    largest_x = U32(0)
+    largest_y = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            yi = y[row + j]
+            bits = bits_of_float32(xi + F32(0.0))
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            t[j], q[j], e[j], g[j], h[j] = terms_float32(xi)
+        for j in range(width):
+            out[row + j] = wide_loss(x[row + j], F64(y[row + j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
+        if w_at != 0:
+            for j in range(width):
+                out[row + j] *= w[row + j]
+    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
+
+
+@maker
+def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for each label, times w and `scale`, rounded once."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    w = array_at(w_at, BLOCK, F64)
+    out = array_at(out_at, BLOCK, F32)
+    t, q, e, g, h = (
+        array_at(scratch_at + 0 * LANES, LANES, F32),
+        array_at(scratch_at + 4 * LANES, LANES, F32),
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+    )
+    largest_x = U32(0)
+    largest_y = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            yi = y[row + j]
+            bits = bits_of_float32(xi + F32(0.0))
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            t[j], q[j], e[j], g[j], h[j] = terms_float32(xi)
+        if w_at == 0:
+            for j in range(width):
+                loss = wide_loss(x[row + j], F64(y[row + j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
+                out[row + j] = F32(loss * scale)
+        else:
+            for j in range(width):
+                loss = wide_loss(x[row + j], F64(y[row + j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
+                out[row + j] = F32(loss * (w[row + j] * scale))
+    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
+
+
+@maker
+def shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
+    lanes = array_at(scratch_at, LANES, F64)
+    t, q, e, g, h = (
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+        array_at(scratch_at + 20 * LANES, LANES, F32),
+        array_at(scratch_at + 24 * LANES, LANES, F32),
+    )
+    lanes[:] = 0.0
+    largest_x = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            bits = bits_of_float32(xi + F32(0.0))
+            largest_x = bits if bits > largest_x else largest_x
+            t[j], q[j], e[j], g[j], h[j] = terms_float32(xi)
+        if w_at == 0:
+            for j in range(width):
+                loss = shares_wide_loss(
+                    x[row + j], a[row + j], b[row + j], F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j])
+                )
+                lanes[j] += loss
+        else:
+            for j in range(width):
+                loss = shares_wide_loss(
+                    x[row + j], a[row + j], b[row + j], F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j])
+                )
+                lanes[j] = fma(w[row + j], loss, lanes[j])
+    bad = largest_x > U32(0x3F800000)
+    return np.nan if bad else fold(lanes)
+
+
+@maker
+def each_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for the label's shares, times w, in float64: for sums along an axis."""
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
+    out = array_at(out_at, BLOCK, F64)
+    t, q, e, g, h = (
+        array_at(scratch_at + 0 * LANES, LANES, F32),
+        array_at(scratch_at + 4 * LANES, LANES, F32),
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+    )
+    largest_x = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            bits = bits_of_float32(xi + F32(0.0))
+            largest_x = bits if bits > largest_x else largest_x
+            t[j], q[j], e[j], g[j], h[j] = terms_float32(xi)
+        for j in range(width):
+            out[row + j] = shares_wide_loss(
+                x[row + j], a[row + j], b[row + j], F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j])
+            )
+        if w_at != 0:
+            for j in range(width):
+                out[row + j] *= w[row + j]
+    return F64(largest_x > U32(0x3F800000))
+
+
+@maker
+def each_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for the label's shares, times w and `scale`, rounded once."""
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
+    out = array_at(out_at, BLOCK, F32)
+    t, q, e, g, h = (
+        array_at(scratch_at + 0 * LANES, LANES, F32),
+        array_at(scratch_at + 4 * LANES, LANES, F32),
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+    )
+    largest_x = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            bits = bits_of_float32(xi + F32(0.0))
+            largest_x = bits if bits > largest_x else largest_x
+            t[j], q[j], e[j], g[j], h[j] = terms_float32(xi)
+        if w_at == 0:
+            for j in range(width):
+                loss = shares_wide_loss(
+                    x[row + j], a[row + j], b[row + j], F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j])
+                )
+                out[row + j] = F32(loss * scale)
+        else:
+            for j in range(width):
+                loss = shares_wide_loss(
+                    x[row + j], a[row + j], b[row + j], F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j])
+                )
+                out[row + j] = F32(loss * (w[row + j] * scale))
+    return F64(largest_x > U32(0x3F800000))
+
+
+@maker
 def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
-    x, y, w = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(w_at, BLOCK, F64)
+    """Sum of the losses of a block for each label, times w (float64, or nothing)."""
+    x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
-    losses = array_at(scratch_at + 16 * LANES, LANES, F64)
     lanes[:] = 0.0
     errors[:] = 0.0
-    largest_x, largest_y = U64(0), U64(0)
+    largest_x = U64(0)
+    largest_y = U64(0)
     for row in range(U64(0), U64(count), U64(LANES)):
-        for j in range(U64(LANES)):
-            xi, yi = x[row + j], y[row + j]
+        width = min(U64(LANES), U64(count) - row)
+        losses = array_at(scratch_at + 16 * LANES, width, F64)
+        for j in range(width):
+            xi = x[row + j]
+            yi = y[row + j]
             bits = bits_of_float64(xi + 0.0)
             largest_x = bits if bits > largest_x else largest_x
             bits = bits_of_float64(yi + 0.0)
             largest_y = bits if bits > largest_y else largest_y
             losses[j] = loss_float64(xi, yi)
         if w_at != 0:
-            for j in range(U64(LANES)):
+            for j in range(width):
                 losses[j] *= w[row + j]
         add_exactly(lanes, errors, losses)
     bad = largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000)
     return np.nan if bad else fold_exactly(lanes, errors)
 
 
+@maker
+def shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
+    x, a, b = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
+    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    lanes[:] = 0.0
+    errors[:] = 0.0
+    largest_x = U64(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        losses = array_at(scratch_at + 16 * LANES, width, F64)
+        for j in range(width):
+            xi = x[row + j]
+            bits = bits_of_float64(xi + 0.0)
+            largest_x = bits if bits > largest_x else largest_x
+            losses[j] = shares_loss_float64(xi, a[row + j], b[row + j])
+        if w_at != 0:
+            for j in range(width):
+                losses[j] *= w[row + j]
+        add_exactly(lanes, errors, losses)
+    bad = largest_x > U64(0x3FF0000000000000)
+    return np.nan if bad else fold_exactly(lanes, errors)
+
+
+@maker
+def logits_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block for each label, times w (float64, or nothing)."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    w = array_at(w_at, BLOCK, F64)
+    lanes = array_at(scratch_at, LANES, F64)
+    r, s, power, h = (
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+        array_at(scratch_at + 20 * LANES, LANES, F32),
+    )
+    lanes[:] = 0.0
+    largest_y = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            yi = y[row + j]
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            r[j], s[j], power[j], h[j] = logits_terms_float32(xi)
+        if w_at == 0:
+            for j in range(width):
+                loss = logits_wide_loss(x[row + j], F64(y[row + j]), F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j]))
+                lanes[j] += loss
+        else:
+            for j in range(width):
+                loss = logits_wide_loss(x[row + j], F64(y[row + j]), F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j]))
+                lanes[j] = fma(w[row + j], loss, lanes[j])
+    bad = largest_y > U32(0x3F800000)
+    return np.nan if bad else fold(lanes)
+
+
+@maker
+def each_logits_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for each label, times w, in float64: for sums along an axis."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    w = array_at(w_at, BLOCK, F64)
+    out = array_at(out_at, BLOCK, F64)
+    r, s, power, h = (
+        array_at(scratch_at + 0 * LANES, LANES, F32),
+        array_at(scratch_at + 4 * LANES, LANES, F32),
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+    )
+    largest_y = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            yi = y[row + j]
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            r[j], s[j], power[j], h[j] = logits_terms_float32(xi)
+        for j in range(width):
+            out[row + j] = logits_wide_loss(x[row + j], F64(y[row + j]), F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j]))
+        if w_at != 0:
+            for j in range(width):
+                out[row + j] *= w[row + j]
+    return F64(largest_y > U32(0x3F800000))
+
+
+@maker
+def each_logits_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for each label, times w and `scale`, rounded once."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    w = array_at(w_at, BLOCK, F64)
+    out = array_at(out_at, BLOCK, F32)
+    r, s, power, h = (
+        array_at(scratch_at + 0 * LANES, LANES, F32),
+        array_at(scratch_at + 4 * LANES, LANES, F32),
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+    )
+    largest_y = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            yi = y[row + j]
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            r[j], s[j], power[j], h[j] = logits_terms_float32(xi)
+        if w_at == 0:
+            for j in range(width):
+                loss = logits_wide_loss(x[row + j], F64(y[row + j]), F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j]))
+                out[row + j] = F32(loss * scale)
+        else:
+            for j in range(width):
+                loss = logits_wide_loss(x[row + j], F64(y[row + j]), F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j]))
+                out[row + j] = F32(loss * (w[row + j] * scale))
+    return F64(largest_y > U32(0x3F800000))
+
+
+@maker
+def logits_shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
+    lanes = array_at(scratch_at, LANES, F64)
+    r, s, power, h = (
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+        array_at(scratch_at + 20 * LANES, LANES, F32),
+    )
+    lanes[:] = 0.0
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            r[j], s[j], power[j], h[j] = logits_terms_float32(xi)
+        if w_at == 0:
+            for j in range(width):
+                loss = logits_shares_wide_loss(
+                    x[row + j], a[row + j], b[row + j], F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j])
+                )
+                lanes[j] += loss
+        else:
+            for j in range(width):
+                loss = logits_shares_wide_loss(
+                    x[row + j], a[row + j], b[row + j], F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j])
+                )
+                lanes[j] = fma(w[row + j], loss, lanes[j])
+    return fold(lanes)
+
+
+@maker
+def each_logits_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for the label's shares, times w, in float64: for sums along an axis."""
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
+    out = array_at(out_at, BLOCK, F64)
+    r, s, power, h = (
+        array_at(scratch_at + 0 * LANES, LANES, F32),
+        array_at(scratch_at + 4 * LANES, LANES, F32),
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+    )
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            r[j], s[j], power[j], h[j] = logits_terms_float32(xi)
+        for j in range(width):
+            out[row + j] = logits_shares_wide_loss(
+                x[row + j], a[row + j], b[row + j], F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j])
+            )
+        if w_at != 0:
+            for j in range(width):
+                out[row + j] *= w[row + j]
+    return 0.0
+
+
+@maker
+def each_logits_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for the label's shares, times w and `scale`, rounded once."""
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
+    out = array_at(out_at, BLOCK, F32)
+    r, s, power, h = (
+        array_at(scratch_at + 0 * LANES, LANES, F32),
+        array_at(scratch_at + 4 * LANES, LANES, F32),
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+    )
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            xi = x[row + j]
+            r[j], s[j], power[j], h[j] = logits_terms_float32(xi)
+        if w_at == 0:
+            for j in range(width):
+                loss = logits_shares_wide_loss(
+                    x[row + j], a[row + j], b[row + j], F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j])
+                )
+                out[row + j] = F32(loss * scale)
+        else:
+            for j in range(width):
+                loss = logits_shares_wide_loss(
+                    x[row + j], a[row + j], b[row + j], F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j])
+                )
+                out[row + j] = F32(loss * (w[row + j] * scale))
+    return 0.0
+
+
+@maker
+def logits_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block for each label, times w (float64, or nothing)."""
+    x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
+    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    lanes[:] = 0.0
+    errors[:] = 0.0
+    largest_y = U64(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        losses = array_at(scratch_at + 16 * LANES, width, F64)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float64(yi + 0.0)
+            largest_y = bits if bits > largest_y else largest_y
+            losses[j] = logits_loss_float64(x[row + j], yi)
+        if w_at != 0:
+            for j in range(width):
+                losses[j] *= w[row + j]
+        add_exactly(lanes, errors, losses)
+    bad = largest_y > U64(0x3FF0000000000000)
+    return np.nan if bad else fold_exactly(lanes, errors)
+
+
+@maker
+def logits_shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
+    x, a, b = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    w = array_at(w_at, BLOCK, F64)
+    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    lanes[:] = 0.0
+    errors[:] = 0.0
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        losses = array_at(scratch_at + 16 * LANES, width, F64)
+        for j in range(width):
+            losses[j] = logits_shares_loss_float64(x[row + j], a[row + j], b[row + j])
+        if w_at != 0:
+            for j in range(width):
+                losses[j] *= w[row + j]
+        add_exactly(lanes, errors, losses)
+    return fold_exactly(lanes, errors)
+
+
+# Sums of float32 logits.  Of log(1+e) too a sum is the logarithm of a product: LANES products of at most 2^16 run side
+# by side, and wrong |z| = max(z, 0) - z y goes to a sum of its own.  1+e is off by 2^-53 at most, so a block whose sum
+# is small is refused, as for hard labels; but here any label will do.  An infinite logit is refused by its NaN.
+@maker
+def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block; NaN if it is small, or a y is outside [0, 1]."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    lanes, product = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    r, s, power = (
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+        array_at(scratch_at + 20 * LANES, LANES, F32),
+        array_at(scratch_at + 24 * LANES, LANES, F32),
+    )
+    lanes[:] = 0.0
+    product[:] = 1.0
+    largest_y = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            zi, yi = x[row + j], y[row + j]
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            a = -zi if zi < F32(0.0) else zi
+            r[j], s[j], shifted = exp_parts_float32(LATE_FROM_WIDE if a > LATE_FROM_WIDE else a)
+            power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+        for j in range(width):
+            zi = F64(x[row + j])
+            lanes[j] += fma(-zi, F64(y[row + j]), zi if zi > 0.0 else 0.0)
+            product[j] *= fma((1.0 + F64(r[j])) + F64(s[j]), F64(power[j]), 1.0)
+    if largest_y > U32(0x3F800000):
+        return np.nan
+    exponent = 0
+    for j in range(U64(LANES)):
+        bits = bits_of_float64(product[j])
+        exponent += I64(bits >> U64(52)) - I64(1023)
+        product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
+    width = U64(LANES // 2)
+    while width > U64(0):
+        for j in range(width):
+            product[j] *= product[j + width]
+        width = width >> U64(1)
+    e, m = split_float64(product[0])
+    e += F64(exponent)
+    total = fold(lanes) + fma(e, LOG2_HIGH_64, log_rest_float64(e, m))
+    return total if total >= LEAST_HARD_SUM_32 else np.nan
+
+
 # One result an element.  Each returns 1.0 if it met bits above those of 1.0 in x or y: something outside [0, 1], a
 # NaN, or only a -0.0; `mark_bad` then finds out which.  The largest bits are tracked, not the comparisons: an
-# integer maximum vectorises, a flag set in a loop did not.  (Sums add 0.0 first, which makes a -0.0 a 0.0.)
+# integer maximum vectorises, a flag set in a loop did not.
 
 
 @maker
 def each_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The loss of each element."""
+    """The loss of each element for each label."""
     size = U64(count)
-    x, y, out = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, size, F32)
-    largest_x, largest_y = U32(0), U32(0)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    out = array_at(out_at, size, F32)
+    largest_x = U32(0)
+    largest_y = U32(0)
     for i in range(size):
-        xi, yi = x[i], y[i]
+        xi = x[i]
+        yi = y[i]
         bits = bits_of_float32(xi)
         largest_x = bits if bits > largest_x else largest_x
         bits = bits_of_float32(yi)
@@ -636,19 +1537,22 @@ def each_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The gradient of each element, times w (float64, or nothing) and `scale`."""
+    """The gradient of each element for each label, times w and `scale`."""
     size = U64(count)
-    x, y, out = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, size, F32)
-    largest_x, largest_y = U32(0), U32(0)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    largest_x = U32(0)
+    largest_y = U32(0)
     for i in range(size):
-        xi, yi = x[i], y[i]
+        xi = x[i]
+        yi = y[i]
         bits = bits_of_float32(xi)
         largest_x = bits if bits > largest_x else largest_x
         bits = bits_of_float32(yi)
         largest_y = bits if bits > largest_y else largest_y
         out[i] = gradient_float32(xi, yi)
     if w_at != 0:
-        w = array_at(w_at, size, F64)
         for i in range(size):
             out[i] = F32(F64(out[i]) * (w[i] * scale))
     elif scale != 1.0:
@@ -658,42 +1562,34 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 
 @maker
-def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The loss of each element, times w (float64, or nothing) and `scale`, rounded once."""
-    t, q, e, g, h = (
-        array_at(scratch_at + 0 * LANES, LANES, F32),
-        array_at(scratch_at + (0 + 4) * LANES, LANES, F32),
-        array_at(scratch_at + (0 + 8) * LANES, LANES, F32),
-        array_at(scratch_at + (0 + 12) * LANES, LANES, F32),
-        array_at(scratch_at + (0 + 16) * LANES, LANES, F32),
-    )
-    largest_x, largest_y = U32(0), U32(0)
-    for row in range(0, count, LANES):
-        width = U64(min(LANES, count - row))
-        x, y = array_at(x_at + 4 * row, width, F32), array_at(y_at + 4 * row, width, F32)
-        out, w = array_at(out_at + 4 * row, width, F32), array_at(w_at + 8 * row, width, F64)
-        for j in range(width):
-            bits = bits_of_float32(x[j])
-            largest_x = bits if bits > largest_x else largest_x
-            bits = bits_of_float32(y[j])
-            largest_y = bits if bits > largest_y else largest_y
-            t[j], q[j], e[j], g[j], h[j] = terms_float32(x[j])
-        if w_at == 0:
-            for j in range(width):
-                loss = wide_loss(x[j], F64(y[j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
-                out[j] = F32(loss * scale)
-        else:
-            for j in range(width):
-                loss = wide_loss(x[j], F64(y[j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
-                out[j] = F32(loss * (w[j] * scale))
-    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
+def each_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The gradient of each element for the label's shares, times w and `scale`."""
+    size = U64(count)
+    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    largest_x = U32(0)
+    for i in range(size):
+        xi = x[i]
+        bits = bits_of_float32(xi)
+        largest_x = bits if bits > largest_x else largest_x
+        out[i] = F32(shares_gradient_float64(F64(xi), a[i], b[i]))
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * scale)
+    return F64(largest_x > U32(0x3F800000))
 
 
 @maker
 def mark_bad_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Index of the first x or y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
     size = U64(count)
-    x, y, out = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, size, F32)
+    x = array_at(x_at, size, F32)
+    y = array_at(y_at, size, F32)
+    out = array_at(out_at, size, F32)
     first = -1.0
     for i in range(size):
         if not (F32(0.0) <= x[i] <= F32(1.0) and F32(0.0) <= y[i] <= F32(1.0)):
@@ -705,10 +1601,28 @@ def mark_bad_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 
 @maker
-def check_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """NaN if an x or y is outside [0, 1] or NaN, else 0."""
+def mark_bad_wide(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Index of the first x or y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
     size = U64(count)
-    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    x = array_at(x_at, size, F32)
+    y = array_at(y_at, size, F32)
+    out = array_at(out_at, size, F64)
+    first = -1.0
+    for i in range(size):
+        if not (F32(0.0) <= x[i] <= F32(1.0) and F32(0.0) <= y[i] <= F32(1.0)):
+            if first < 0.0:
+                first = F64(i)
+            if out_at != 0:
+                out[i] = F64(np.nan)
+    return first
+
+
+@maker
+def check_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """NaN if there is an x or y outside [0, 1], else 0."""
+    size = U64(count)
+    x = array_at(x_at, size, F32)
+    y = array_at(y_at, size, F32)
     largest = U32(0)
     for i in range(size):
         bits = bits_of_float32(x[i] + F32(0.0))
@@ -719,13 +1633,453 @@ def check_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 
 @maker
-def keep_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Where the mask at `out` is False: x = y = 0, which costs nothing, and w, if any, is 0."""
+def each_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for each label, times w and `scale`."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    largest_x = U64(0)
+    largest_y = U64(0)
+    for i in range(size):
+        xi = x[i]
+        yi = y[i]
+        bits = bits_of_float64(xi)
+        largest_x = bits if bits > largest_x else largest_x
+        bits = bits_of_float64(yi)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = loss_float64(xi, yi)
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return F64(largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000))
+
+
+@maker
+def each_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The gradient of each element for each label, times w and `scale`."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    largest_x = U64(0)
+    largest_y = U64(0)
+    for i in range(size):
+        xi = x[i]
+        yi = y[i]
+        bits = bits_of_float64(xi)
+        largest_x = bits if bits > largest_x else largest_x
+        bits = bits_of_float64(yi)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = gradient_float64(xi, yi)
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return F64(largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000))
+
+
+@maker
+def each_shares_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for the label's shares, times w and `scale`."""
+    size = U64(count)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    largest_x = U64(0)
+    for i in range(size):
+        xi = x[i]
+        bits = bits_of_float64(xi)
+        largest_x = bits if bits > largest_x else largest_x
+        out[i] = shares_loss_float64(xi, a[i], b[i])
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return F64(largest_x > U64(0x3FF0000000000000))
+
+
+@maker
+def each_shares_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The gradient of each element for the label's shares, times w and `scale`."""
+    size = U64(count)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    largest_x = U64(0)
+    for i in range(size):
+        xi = x[i]
+        bits = bits_of_float64(xi)
+        largest_x = bits if bits > largest_x else largest_x
+        out[i] = shares_gradient_float64(xi, a[i], b[i])
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return F64(largest_x > U64(0x3FF0000000000000))
+
+
+@maker
+def mark_bad_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Index of the first x or y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
+    size = U64(count)
+    x = array_at(x_at, size, F64)
+    y = array_at(y_at, size, F64)
+    out = array_at(out_at, size, F64)
+    first = -1.0
+    for i in range(size):
+        if not (0.0 <= x[i] <= 1.0 and 0.0 <= y[i] <= 1.0):
+            if first < 0.0:
+                first = F64(i)
+            if out_at != 0:
+                out[i] = F64(np.nan)
+    return first
+
+
+@maker
+def check_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """NaN if there is an x or y outside [0, 1], else 0."""
+    size = U64(count)
+    x = array_at(x_at, size, F64)
+    y = array_at(y_at, size, F64)
+    largest = U64(0)
+    for i in range(size):
+        bits = bits_of_float64(x[i] + 0.0)
+        largest = bits if bits > largest else largest
+        bits = bits_of_float64(y[i] + 0.0)
+        largest = bits if bits > largest else largest
+    return np.nan if largest > U64(0x3FF0000000000000) else 0.0
+
+
+@maker
+def each_logits_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for each label."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    out = array_at(out_at, size, F32)
+    largest_y = U32(0)
+    for i in range(size):
+        yi = y[i]
+        bits = bits_of_float32(yi)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = logits_loss_float32(x[i], yi)
+    return F64(largest_y > U32(0x3F800000))
+
+
+@maker
+def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The gradient of each element for each label, times w and `scale`."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    largest_y = U32(0)
+    for i in range(size):
+        yi = y[i]
+        bits = bits_of_float32(yi)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = logits_gradient_float32(x[i], yi)
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * scale)
+    return F64(largest_y > U32(0x3F800000))
+
+
+@maker
+def each_logits_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The hessian of each element for each label, times w and `scale`."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    largest_y = U32(0)
+    for i in range(size):
+        yi = y[i]
+        bits = bits_of_float32(yi)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = logits_hessian_float32(x[i], yi)
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * scale)
+    return F64(largest_y > U32(0x3F800000))
+
+
+@maker
+def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The gradient of each element for the label's shares, times w and `scale`."""
+    size = U64(count)
+    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    for i in range(size):
+        out[i] = F32(logits_shares_gradient_float64(F64(x[i]), a[i], b[i]))
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * scale)
+    return 0.0
+
+
+@maker
+def each_logits_shares_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The hessian of each element for the label's shares, times w and `scale`."""
+    size = U64(count)
+    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    for i in range(size):
+        out[i] = F32(logits_shares_hessian_float64(F64(x[i]), a[i], b[i]))
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F32(F64(out[i]) * scale)
+    return 0.0
+
+
+@maker
+def logits_mark_bad_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Index of the first y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
+    size = U64(count)
+    y = array_at(y_at, size, F32)
+    out = array_at(out_at, size, F32)
+    first = -1.0
+    for i in range(size):
+        if not (F32(0.0) <= y[i] <= F32(1.0)):
+            if first < 0.0:
+                first = F64(i)
+            if out_at != 0:
+                out[i] = F32(np.nan)
+    return first
+
+
+@maker
+def logits_mark_bad_wide(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Index of the first y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
+    size = U64(count)
+    y = array_at(y_at, size, F32)
+    out = array_at(out_at, size, F64)
+    first = -1.0
+    for i in range(size):
+        if not (F32(0.0) <= y[i] <= F32(1.0)):
+            if first < 0.0:
+                first = F64(i)
+            if out_at != 0:
+                out[i] = F64(np.nan)
+    return first
+
+
+@maker
+def logits_check_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """NaN if there is an y outside [0, 1], else 0."""
+    size = U64(count)
+    y = array_at(y_at, size, F32)
+    largest = U32(0)
+    for i in range(size):
+        bits = bits_of_float32(y[i] + F32(0.0))
+        largest = bits if bits > largest else largest
+    return np.nan if largest > U32(0x3F800000) else 0.0
+
+
+@maker
+def each_logits_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for each label, times w and `scale`."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    largest_y = U64(0)
+    for i in range(size):
+        yi = y[i]
+        bits = bits_of_float64(yi)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = logits_loss_float64(x[i], yi)
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return F64(largest_y > U64(0x3FF0000000000000))
+
+
+@maker
+def each_logits_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The gradient of each element for each label, times w and `scale`."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    largest_y = U64(0)
+    for i in range(size):
+        yi = y[i]
+        bits = bits_of_float64(yi)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = logits_gradient_float64(x[i], yi)
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return F64(largest_y > U64(0x3FF0000000000000))
+
+
+@maker
+def each_logits_hessian_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The hessian of each element for each label, times w and `scale`."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    largest_y = U64(0)
+    for i in range(size):
+        yi = y[i]
+        bits = bits_of_float64(yi)
+        largest_y = bits if bits > largest_y else largest_y
+        out[i] = logits_hessian_float64(x[i], yi)
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return F64(largest_y > U64(0x3FF0000000000000))
+
+
+@maker
+def each_logits_shares_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The loss of each element for the label's shares, times w and `scale`."""
+    size = U64(count)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    for i in range(size):
+        out[i] = logits_shares_loss_float64(x[i], a[i], b[i])
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return 0.0
+
+
+@maker
+def each_logits_shares_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The gradient of each element for the label's shares, times w and `scale`."""
+    size = U64(count)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    for i in range(size):
+        out[i] = logits_shares_gradient_float64(x[i], a[i], b[i])
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return 0.0
+
+
+@maker
+def each_logits_shares_hessian_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The hessian of each element for the label's shares, times w and `scale`."""
+    size = U64(count)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F64)
+    for i in range(size):
+        out[i] = logits_shares_hessian_float64(x[i], a[i], b[i])
+    if w_at != 0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * (w[i] * scale))
+    elif scale != 1.0:
+        for i in range(size):
+            out[i] = F64(F64(out[i]) * scale)
+    return 0.0
+
+
+@maker
+def logits_mark_bad_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Index of the first y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
+    size = U64(count)
+    y = array_at(y_at, size, F64)
+    out = array_at(out_at, size, F64)
+    first = -1.0
+    for i in range(size):
+        if not (0.0 <= y[i] <= 1.0):
+            if first < 0.0:
+                first = F64(i)
+            if out_at != 0:
+                out[i] = F64(np.nan)
+    return first
+
+
+@maker
+def logits_check_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """NaN if there is an y outside [0, 1], else 0."""
+    size = U64(count)
+    y = array_at(y_at, size, F64)
+    largest = U64(0)
+    for i in range(size):
+        bits = bits_of_float64(y[i] + 0.0)
+        largest = bits if bits > largest else largest
+    return np.nan if largest > U64(0x3FF0000000000000) else 0.0
+
+
+@maker
+def shares_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Shares of the labels, float64: a at `out` stands for 1-y, and b, a block behind it, for y.
+
+    At `x` are three numbers: label smoothing makes a label y keep + half, and b has the factor `positive`, or those at
+    `w`, if any.  Returns 1.0 if it met bits above those of 1.0 in y.
+    """
+    size = U64(count)
+    numbers, y, positives = array_at(x_at, 3, F64), array_at(y_at, size, F32), array_at(w_at, size, F64)
+    keep, half, positive = numbers[0], numbers[1], numbers[2]
+    a, b = array_at(out_at, size, F64), array_at(out_at + 8 * BLOCK, size, F64)
+    largest = U32(0)
+    for i in range(size):
+        yi = y[i]
+        bits = bits_of_float32(yi)
+        largest = bits if bits > largest else largest
+        a[i] = fma(1.0 - F64(yi), keep, half)
+        b[i] = fma(F64(yi), keep, half) * positive
+    if w_at != 0:
+        for i in range(size):
+            b[i] = b[i] if b[i] == 0.0 else b[i] * positives[i]  # an infinite factor of nothing is nothing
+    return F64(largest > U32(0x3F800000))
+
+
+@maker
+def blank_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Where the mask at `out` is False: x = `scale` and y = 0, which costs nothing, and w, if any, is 0."""
     size = U64(count)
     x, y, mask = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, size, np.uint8)
     w = array_at(w_at, size, F64)
+    blank = F32(scale)
     for i in range(size):
-        x[i] = x[i] if mask[i] else F32(0.0)
+        x[i] = x[i] if mask[i] else blank
         y[i] = y[i] if mask[i] else F32(0.0)
     if w_at != 0:
         for i in range(size):
@@ -747,88 +2101,38 @@ def clip_half_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 
 @maker
-def each_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The loss of each element, times w and `scale`."""
+def shares_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Shares of the labels, float64: a at `out` stands for 1-y, and b, a block behind it, for y.
+
+    At `x` are three numbers: label smoothing makes a label y keep + half, and b has the factor `positive`, or those at
+    `w`, if any.  Returns 1.0 if it met bits above those of 1.0 in y.
+    """
     size = U64(count)
-    x, y, out = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(out_at, size, F64)
-    largest_x, largest_y = U64(0), U64(0)
-    for i in range(size):
-        xi, yi = x[i], y[i]
-        bits = bits_of_float64(xi)
-        largest_x = bits if bits > largest_x else largest_x
-        bits = bits_of_float64(yi)
-        largest_y = bits if bits > largest_y else largest_y
-        out[i] = loss_float64(xi, yi)
-    if w_at != 0:
-        w = array_at(w_at, size, F64)
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
-    return F64(largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000))
-
-
-@maker
-def each_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The gradient of each element, times w (float64, or nothing) and `scale`."""
-    size = U64(count)
-    x, y, out = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(out_at, size, F64)
-    largest_x, largest_y = U64(0), U64(0)
-    for i in range(size):
-        xi, yi = x[i], y[i]
-        bits = bits_of_float64(xi)
-        largest_x = bits if bits > largest_x else largest_x
-        bits = bits_of_float64(yi)
-        largest_y = bits if bits > largest_y else largest_y
-        out[i] = gradient_float64(xi, yi)
-    if w_at != 0:
-        w = array_at(w_at, size, F64)
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
-    return F64(largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000))
-
-
-@maker
-def mark_bad_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Index of the first x or y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
-    size = U64(count)
-    x, y, out = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(out_at, size, F64)
-    first = -1.0
-    for i in range(size):
-        if not (0.0 <= x[i] <= 1.0 and 0.0 <= y[i] <= 1.0):
-            if first < 0.0:
-                first = F64(i)
-            if out_at != 0:
-                out[i] = F64(np.nan)
-    return first
-
-
-@maker
-def check_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """NaN if an x or y is outside [0, 1] or NaN, else 0."""
-    size = U64(count)
-    x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
+    numbers, y, positives = array_at(x_at, 3, F64), array_at(y_at, size, F64), array_at(w_at, size, F64)
+    keep, half, positive = numbers[0], numbers[1], numbers[2]
+    a, b = array_at(out_at, size, F64), array_at(out_at + 8 * BLOCK, size, F64)
     largest = U64(0)
     for i in range(size):
-        bits = bits_of_float64(x[i] + 0.0)
+        yi = y[i]
+        bits = bits_of_float64(yi)
         largest = bits if bits > largest else largest
-        bits = bits_of_float64(y[i] + 0.0)
-        largest = bits if bits > largest else largest
-    return np.nan if largest > U64(0x3FF0000000000000) else 0.0
+        a[i] = fma(1.0 - F64(yi), keep, half)
+        b[i] = fma(F64(yi), keep, half) * positive
+    if w_at != 0:
+        for i in range(size):
+            b[i] = b[i] if b[i] == 0.0 else b[i] * positives[i]  # an infinite factor of nothing is nothing
+    return F64(largest > U64(0x3FF0000000000000))
 
 
 @maker
-def keep_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Where the mask at `out` is False: x = y = 0, which costs nothing, and w, if any, is 0."""
+def blank_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Where the mask at `out` is False: x = `scale` and y = 0, which costs nothing, and w, if any, is 0."""
     size = U64(count)
     x, y, mask = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(out_at, size, np.uint8)
     w = array_at(w_at, size, F64)
+    blank = F64(scale)
     for i in range(size):
-        x[i] = x[i] if mask[i] else 0.0
+        x[i] = x[i] if mask[i] else blank
         y[i] = y[i] if mask[i] else 0.0
     if w_at != 0:
         for i in range(size):
@@ -850,12 +2154,86 @@ def clip_half_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 
 @maker
+def blank_shares(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Where the mask at `out` is False, both shares of the label (at `y`, a block apart) become 0."""
+    size = U64(count)
+    a, b, mask = array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64), array_at(out_at, size, np.uint8)
+    for i in range(size):
+        a[i] = a[i] if mask[i] else 0.0
+        b[i] = b[i] if mask[i] else 0.0
+    return 0.0
+
+
+@maker
 def multiply(a_at, b_at, w_at, scale, out_at, count, scratch_at):
     """The product of two factors in float64, each 1 where it is absent."""
     size = U64(count)
     a, b, out = array_at(a_at, size, F64), array_at(b_at, size, F64), array_at(out_at, size, F64)
     for i in range(size):
         out[i] = (a[i] if a_at != 0 else 1.0) * (b[i] if b_at != 0 else 1.0)
+    return 0.0
+
+
+# Sums along an axis, of the losses of a block in float64.  A row that lies within a block is summed at once: a short
+# one in order, one of 64 or more in 16 lanes, folded by halving.  Where the rows of a block are added up, the lanes are
+# a whole number of rows.  What a sum loses is kept, but for short rows of float32, whose losses are not that exact.
+
+
+@maker
+def row_sums_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sums of rows of `scale` elements."""
+    length = I64(scale)
+    if length >= 64:
+        return long_row_sums(x_at, length, out_at, count)
+    values, out = array_at(x_at, BLOCK, F64), array_at(out_at, BLOCK, F64)
+    at = U64(0)
+    for row in range(U64(count // length)):
+        total = 0.0
+        for _ in range(U64(length)):
+            total += values[at]
+            at += U64(1)
+        out[row] = total
+    return 0.0
+
+
+@maker
+def row_sums_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The same with what each addition loses."""
+    length = I64(scale)
+    if length >= 64:
+        return long_row_sums(x_at, length, out_at, count)
+    values, out = array_at(x_at, BLOCK, F64), array_at(out_at, BLOCK, F64)
+    at = U64(0)
+    for row in range(U64(count // length)):
+        total, error = 0.0, 0.0
+        for _ in range(U64(length)):
+            sum_, term = total + values[at], values[at]
+            back = sum_ - total
+            error += (total - (sum_ - back)) + (term - back)
+            total = sum_
+            at += U64(1)
+        out[row] = total + (0.0 if np.isnan(error) else error)
+    return 0.0
+
+
+@maker
+def column_sums(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Add rows of `scale` elements to the lanes at `out`, and what is lost to the lanes behind them."""
+    length = I64(scale)
+    for start in range(0, count, length):
+        width = min(length, count - start)
+        terms = array_at(x_at + 8 * start, width, F64)
+        add_exactly(array_at(out_at, width, F64), array_at(out_at + 8 * length, width, F64), terms)
+    return 0.0
+
+
+@maker
+def finish(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sums times the first number at `x`, over the second."""
+    numbers, out = array_at(x_at, 2, F64), array_at(out_at, U64(count), F64)
+    factor, divisor = numbers[0], numbers[1]
+    for i in range(U64(count)):
+        out[i] = out[i] * factor / divisor
     return 0.0
 
 

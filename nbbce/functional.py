@@ -6,7 +6,15 @@ from typing import Any
 
 from nbbce._call import Call, checked
 
-__all__ = ["binary_cross_entropy", "binary_cross_entropy_grad", "binary_cross_entropy_value_and_grad"]
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_grad",
+    "binary_cross_entropy_value_and_grad",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_grad",
+    "binary_cross_entropy_with_logits_grad_and_hess",
+    "binary_cross_entropy_with_logits_value_and_grad",
+]
 
 
 def _run(call: Call) -> tuple[Any, Any]:
@@ -24,6 +32,10 @@ def binary_cross_entropy(
     weight: Any = None,
     reduction: str = "mean",
     *,
+    pos_weight: Any = None,
+    label_smoothing: float = 0.0,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
     where: Any = None,
     dtype: Any = None,
     out: Any = None,
@@ -32,7 +44,7 @@ def binary_cross_entropy(
     """Binary cross-entropy of predicted probabilities.
 
     The loss of one element with prediction ``x``, target ``y`` and weight ``w`` is
-    ``-w * (y * log(x) + (1 - y) * log(1 - x))``, each logarithm held at -100 or above.
+    ``-w * (pos_weight * y * log(x) + (1 - y) * log(1 - x))``, each logarithm held at -100 or above.
 
     Parameters
     ----------
@@ -46,13 +58,21 @@ def binary_cross_entropy(
     reduction : {'mean', 'sum', 'none'}, default: 'mean'
         What to return: the mean of the losses, their sum, or the losses.  The mean divides by the number of
         elements, also when `weight` is given.
+    pos_weight : real number or array of a real dtype, optional
+        Factor of what the positive share of a label costs; broadcasts to the shape of `input` (one value a class).
+    label_smoothing : float, default: 0.0
+        Share ``a`` in [0, 1] of a label that is given away: ``y`` becomes ``y * (1 - a) + a / 2``.
+    axis : int or tuple of int, optional
+        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``.
+    keepdims : bool, default: False
+        Whether the result keeps these axes, with one element.
     where : array of bool, optional
         Elements to count; broadcasts to the shape of `input`.  The others cost 0, are not divided by, and may hold
         anything.
     dtype : float dtype, optional
         Dtype of the result; by default that of `input`.  Sums are accumulated in float64 in any case.
     out : numpy.ndarray, optional
-        Where the result goes: of the result's shape (``()`` for a sum or mean) and dtype, not overlapping an input.
+        Where the result goes: of the result's shape and dtype, not overlapping an input.
     validate : bool, default: True
         Whether a value outside [0, 1], or NaN, is an error.  If not, it gives NaN.  The look costs no second pass,
         unless `out` is given.
@@ -60,7 +80,8 @@ def binary_cross_entropy(
     Returns
     -------
     NumPy scalar or numpy.ndarray
-        With ``reduction='none'`` an array of the shape of `input`, otherwise one number.  `out`, if it is given.
+        With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
+        leaves some axes or `keepdims` is set.  `out`, if it is given.
 
     Raises
     ------
@@ -78,6 +99,7 @@ def binary_cross_entropy(
     --------
     binary_cross_entropy_grad : The derivative with respect to `input`.
     binary_cross_entropy_value_and_grad : Both, in one pass.
+    binary_cross_entropy_with_logits : The same of logits, true in their tails.
 
     Notes
     -----
@@ -95,9 +117,27 @@ def binary_cross_entropy(
     array([0.1054, 0.2231, 0.6931])
     >>> float(binary_cross_entropy(input, target).round(4))
     0.3406
+    >>> binary_cross_entropy(input.reshape(3, 1), target.reshape(3, 1), axis=1).round(4)
+    array([0.1054, 0.2231, 0.6931])
     """
     call = checked(
-        "binary_cross_entropy", input, target, weight, reduction, where, dtype, out, None, validate, True, False
+        "binary_cross_entropy",
+        input,
+        target,
+        weight,
+        reduction,
+        where,
+        dtype,
+        out,
+        None,
+        validate,
+        True,
+        False,
+        "target",
+        pos_weight,
+        label_smoothing,
+        axis,
+        keepdims,
     )
     return _run(call)[0]
 
@@ -108,6 +148,10 @@ def binary_cross_entropy_grad(
     weight: Any = None,
     reduction: str = "mean",
     *,
+    pos_weight: Any = None,
+    label_smoothing: float = 0.0,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
     grad_output: Any = None,
     where: Any = None,
     dtype: Any = None,
@@ -116,16 +160,17 @@ def binary_cross_entropy_grad(
 ) -> Any:
     """Derivative of `binary_cross_entropy` with respect to its input.
 
-    For one element ``w * ((1 - y) / max(1 - x, 1e-12) - y / max(x, 1e-12))``, which is
-    ``w * (x - y) / (x * (1 - x))`` where no floor is active; divided by the number of elements for a mean.
+    For one element ``w * ((1 - y) / max(1 - x, 1e-12) - pos_weight * y / max(x, 1e-12))``, which is
+    ``w * (x - y) / (x * (1 - x))`` without `pos_weight` where no floor is active; divided by the number of elements
+    for a mean.
 
     Parameters
     ----------
-    input, target, weight, reduction, where, validate
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, validate
         As of `binary_cross_entropy`.
     grad_output : real number or array, optional
-        Derivative of what follows with respect to the loss: a number for a mean or sum; for ``reduction='none'`` a
-        number or an array that broadcasts to the shape of `input`.  By default 1.
+        Derivative of what follows with respect to the loss: a number, or an array that broadcasts to the shape of
+        the loss.  By default 1.
     dtype : float dtype, optional
         Dtype of the gradient; by default that of `input`.
     out : numpy.ndarray, optional
@@ -159,7 +204,25 @@ def binary_cross_entropy_grad(
     array([-2.    ,  1.3333,  1.    ])
     """
     function = "binary_cross_entropy_grad"
-    call = checked(function, input, target, weight, reduction, where, dtype, out, grad_output, validate, False, True)
+    call = checked(
+        function,
+        input,
+        target,
+        weight,
+        reduction,
+        where,
+        dtype,
+        out,
+        grad_output,
+        validate,
+        False,
+        True,
+        "target",
+        pos_weight,
+        label_smoothing,
+        axis,
+        keepdims,
+    )
     return _run(call)[1]
 
 
@@ -169,6 +232,10 @@ def binary_cross_entropy_value_and_grad(
     weight: Any = None,
     reduction: str = "mean",
     *,
+    pos_weight: Any = None,
+    label_smoothing: float = 0.0,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
     grad_output: Any = None,
     where: Any = None,
     dtype: Any = None,
@@ -179,7 +246,7 @@ def binary_cross_entropy_value_and_grad(
 
     Parameters
     ----------
-    input, target, weight, reduction, where, dtype, validate
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, dtype, validate
         As of `binary_cross_entropy`.
     grad_output : real number or array, optional
         As of `binary_cross_entropy_grad`; the value is not multiplied by it.
@@ -207,5 +274,360 @@ def binary_cross_entropy_value_and_grad(
     (0.4904, array([-1.    ,  0.6667]))
     """
     function = "binary_cross_entropy_value_and_grad"
-    call = checked(function, input, target, weight, reduction, where, dtype, out, grad_output, validate, True, True)
+    call = checked(
+        function,
+        input,
+        target,
+        weight,
+        reduction,
+        where,
+        dtype,
+        out,
+        grad_output,
+        validate,
+        True,
+        True,
+        "target",
+        pos_weight,
+        label_smoothing,
+        axis,
+        keepdims,
+    )
+    return _run(call)
+
+
+def binary_cross_entropy_with_logits(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    reduction: str = "mean",
+    pos_weight: Any = None,
+    *,
+    label_smoothing: float = 0.0,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    validate: bool | None = None,
+) -> Any:
+    """Binary cross-entropy of predictions that are given as logits.
+
+    The loss of one element with logit ``z``, target ``y`` and weight ``w`` is
+    ``w * ((1 - y) * softplus(z) + pos_weight * y * softplus(-z))``, where ``softplus(z) = log(1 + exp(z))``.  That is
+    `binary_cross_entropy` of ``1 / (1 + exp(-z))``, but true for every logit.
+
+    Parameters
+    ----------
+    input : array of float16, bfloat16, float32 or float64
+        Logits: any numbers, infinite ones too.  Any shape and strides.
+    target : array of a real dtype, of the shape of `input`
+        Wanted probabilities, in [0, 1]: labels 0 and 1 of any integer dtype or bool, or soft ones.
+    weight : real number or array of a real dtype, optional
+        Factor of each element's loss; broadcasts to the shape of `input`.
+    reduction : {'mean', 'sum', 'none'}, default: 'mean'
+        What to return: the mean of the losses, their sum, or the losses.
+    pos_weight : real number or array of a real dtype, optional
+        Factor of what the positive share of a label costs; broadcasts to the shape of `input` (one value a class).
+    label_smoothing : float, default: 0.0
+        Share ``a`` in [0, 1] of a label that is given away: ``y`` becomes ``y * (1 - a) + a / 2``.
+    axis : int or tuple of int, optional
+        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``.
+    keepdims : bool, default: False
+        Whether the result keeps these axes, with one element.
+    where : array of bool, optional
+        Elements to count; broadcasts to the shape of `input`.  The others cost 0, are not divided by, and may hold
+        anything.
+    dtype : float dtype, optional
+        Dtype of the result; by default that of `input`.  Sums are accumulated in float64 in any case.
+    out : numpy.ndarray, optional
+        Where the result goes: of the result's shape and dtype, not overlapping an input.
+    validate : bool, default: True
+        Whether a target outside [0, 1], or NaN, is an error.  If not, it gives NaN.  A NaN among the logits is no
+        error and gives NaN.
+
+    Returns
+    -------
+    NumPy scalar or numpy.ndarray
+        With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
+        leaves some axes or `keepdims` is set.  `out`, if it is given.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong kind or dtype.
+    ValueError
+        If shapes do not fit, `reduction` is unknown, `out` cannot be written, or a target lies outside [0, 1].
+
+    Warns
+    -----
+    RuntimeWarning
+        If the mean is over no element; it is NaN.
+
+    See Also
+    --------
+    binary_cross_entropy : The same of probabilities.
+    binary_cross_entropy_with_logits_value_and_grad : Value and gradient, in one pass.
+    binary_cross_entropy_with_logits_grad_and_hess : Gradient and hessian, in one pass.
+
+    Notes
+    -----
+    With ``e = exp(-|z|)`` the loss is ``wrong * |z| + log(1 + e)``, where ``wrong`` is the label's share on the other
+    side of 0.  Nothing in it cancels: single losses are within 2 ULP of the exact value, also where they are as
+    small as ``exp(-100)``.  An infinite logit costs exactly 0 on the right side and infinity on the wrong one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbbce import binary_cross_entropy_with_logits
+    >>> input = np.array([2.0, -20.0, np.inf])
+    >>> target = np.array([1, 0, 1])
+    >>> binary_cross_entropy_with_logits(input, target, reduction="none")
+    array([1.26928011e-01, 2.06115362e-09, 0.00000000e+00])
+    >>> float(binary_cross_entropy_with_logits(input, target, pos_weight=3.0).round(4))
+    0.1269
+    """
+    function = "binary_cross_entropy_with_logits"
+    call = checked(
+        function,
+        input,
+        target,
+        weight,
+        reduction,
+        where,
+        dtype,
+        out,
+        None,
+        validate,
+        True,
+        False,
+        "target",
+        pos_weight,
+        label_smoothing,
+        axis,
+        keepdims,
+        "logits_",
+    )
+    return _run(call)[0]
+
+
+def binary_cross_entropy_with_logits_grad(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    reduction: str = "mean",
+    pos_weight: Any = None,
+    *,
+    label_smoothing: float = 0.0,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+    grad_output: Any = None,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    validate: bool | None = None,
+) -> Any:
+    """Derivative of `binary_cross_entropy_with_logits` with respect to its input.
+
+    For one element ``w * ((1 - y) * sigma(z) - pos_weight * y * sigma(-z))``, where ``sigma(z) = 1 / (1 + exp(-z))``:
+    ``w * (sigma(z) - y)`` without `pos_weight`; divided by the number of elements for a mean.
+
+    Parameters
+    ----------
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, validate
+        As of `binary_cross_entropy_with_logits`.
+    grad_output : real number or array, optional
+        Derivative of what follows with respect to the loss: a number, or an array that broadcasts to the shape of
+        the loss.  By default 1.
+    dtype : float dtype, optional
+        Dtype of the gradient; by default that of `input`.
+    out : numpy.ndarray, optional
+        Where the gradient goes: of the shape of `input`, not overlapping an input.
+
+    Returns
+    -------
+    numpy.ndarray
+        The gradient, of the shape of `input`: true in both tails.  0 where `where` is False.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy_with_logits`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbbce import binary_cross_entropy_with_logits_grad
+    >>> binary_cross_entropy_with_logits_grad(np.array([0.0, 40.0]), np.array([0, 1]), reduction="sum")
+    array([ 5.00000000e-01, -4.24835426e-18])
+    """
+    function = "binary_cross_entropy_with_logits_grad"
+    call = checked(
+        function,
+        input,
+        target,
+        weight,
+        reduction,
+        where,
+        dtype,
+        out,
+        grad_output,
+        validate,
+        False,
+        True,
+        "target",
+        pos_weight,
+        label_smoothing,
+        axis,
+        keepdims,
+        "logits_",
+    )
+    return _run(call)[1]
+
+
+def binary_cross_entropy_with_logits_value_and_grad(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    reduction: str = "mean",
+    pos_weight: Any = None,
+    *,
+    label_smoothing: float = 0.0,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+    grad_output: Any = None,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    validate: bool | None = None,
+) -> tuple[Any, Any]:
+    """`binary_cross_entropy_with_logits` and its derivative, in one pass over the inputs.
+
+    Parameters
+    ----------
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, dtype, validate
+        As of `binary_cross_entropy_with_logits`.
+    grad_output : real number or array, optional
+        As of `binary_cross_entropy_with_logits_grad`; the value is not multiplied by it.
+    out : tuple of two numpy.ndarray or None, optional
+        Where value and gradient go; None stands for a new array.
+
+    Returns
+    -------
+    value : NumPy scalar or numpy.ndarray
+        The bits of `binary_cross_entropy_with_logits`.
+    gradient : numpy.ndarray
+        The bits of `binary_cross_entropy_with_logits_grad`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy_with_logits`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbbce import binary_cross_entropy_with_logits_value_and_grad
+    >>> value, gradient = binary_cross_entropy_with_logits_value_and_grad(np.array([0.0, 2.0]), np.array([1.0, 0.0]))
+    >>> float(value.round(4)), gradient.round(4)
+    (1.41, array([-0.25  ,  0.4404]))
+    """
+    function = "binary_cross_entropy_with_logits_value_and_grad"
+    call = checked(
+        function,
+        input,
+        target,
+        weight,
+        reduction,
+        where,
+        dtype,
+        out,
+        grad_output,
+        validate,
+        True,
+        True,
+        "target",
+        pos_weight,
+        label_smoothing,
+        axis,
+        keepdims,
+        "logits_",
+    )
+    return _run(call)
+
+
+def binary_cross_entropy_with_logits_grad_and_hess(
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    reduction: str = "mean",
+    pos_weight: Any = None,
+    *,
+    label_smoothing: float = 0.0,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+    grad_output: Any = None,
+    where: Any = None,
+    dtype: Any = None,
+    out: Any = None,
+    validate: bool | None = None,
+) -> tuple[Any, Any]:
+    """First and second derivative of `binary_cross_entropy_with_logits`, in one pass: what boosting asks for.
+
+    The second derivative of one element is ``w * ((1 - y) + pos_weight * y) * sigma(z) * sigma(-z)``; both are divided
+    by the number of elements for a mean.  Boosting libraries want those of the sum: ``reduction='sum'``.
+
+    Parameters
+    ----------
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, dtype, validate
+        As of `binary_cross_entropy_with_logits`.
+    grad_output : real number or array, optional
+        As of `binary_cross_entropy_with_logits_grad`; both derivatives are multiplied by it.
+    out : tuple of two numpy.ndarray or None, optional
+        Where gradient and hessian go; None stands for a new array.
+
+    Returns
+    -------
+    gradient : numpy.ndarray
+        The bits of `binary_cross_entropy_with_logits_grad`.
+    hessian : numpy.ndarray
+        The diagonal of the matrix of second derivatives, of the shape of `input`; its other elements are 0.  Never
+        negative, unless a weight is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `binary_cross_entropy_with_logits`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nbbce import binary_cross_entropy_with_logits_grad_and_hess
+    >>> input, target = np.array([0.0, 2.0]), np.array([1, 0])
+    >>> gradient, hessian = binary_cross_entropy_with_logits_grad_and_hess(input, target, reduction="sum")
+    >>> gradient.round(4), hessian.round(4)
+    (array([-0.5   ,  0.8808]), array([0.25 , 0.105]))
+    """
+    function = "binary_cross_entropy_with_logits_grad_and_hess"
+    call = checked(
+        function,
+        input,
+        target,
+        weight,
+        reduction,
+        where,
+        dtype,
+        out,
+        grad_output,
+        validate,
+        False,
+        True,
+        "target",
+        pos_weight,
+        label_smoothing,
+        axis,
+        keepdims,
+        "logits_",
+        True,
+    )
     return _run(call)

@@ -140,7 +140,7 @@ def test_every_coefficient_of_the_source_is_a_fitted_one(filename):
     fits = json.loads((ROOT / "tools" / "coefficients.json").read_text())
     fitted = {float(number) for fit in fits.values() for number in fit["coefficients"]}
     source = (ROOT / "nbbce" / filename).read_text()
-    shown = re.findall(r"^(?:NEAR|LOG)_\d\d_\d+ = (?:F32\()?([-+.\de]+)\)?$", source, re.MULTILINE)
+    shown = re.findall(r"^(?:NEAR|LOG|EXP|LOG1P)_\d\d_\d+ = (?:F32\()?([-+.\de]+)\)?$", source, re.MULTILINE)
     assert sorted(map(float, shown)) == sorted(fitted)
 
 
@@ -201,7 +201,7 @@ PLAIN = plain()
 
 def types_of(name: str) -> list[type]:
     """The type of each parameter of a formula: that in its name, but for the one that mixes them."""
-    if name == "wide_loss":
+    if "wide_loss" in name:
         return [np.float32, *[np.float64] * (len(inspect.signature(PLAIN[name]).parameters) - 1)]
     dtype = {"float32": np.float32, "float64": np.float64}[name.rsplit("_", 1)[1]]
     return [dtype] * len(inspect.signature(PLAIN[name]).parameters)
@@ -218,6 +218,13 @@ def points(parameter: str, dtype: type) -> list[Any]:
     tiny, least = np.finfo(dtype).tiny, np.finfo(dtype).smallest_subnormal
     below_half = [0.0, least, tiny, *neighbours(1e-12, dtype), *neighbours(np.exp(-100), dtype), 1e-9, 1e-3, 0.25]
     below_half += [*neighbours(1 / 3, dtype), 0.49, *neighbours(0.5, dtype)[:2], *rng.uniform(0, 0.5, 12)]
+    far = [0.0, least, tiny, 1e-3, 0.3, *neighbours(np.log(2) / 2, dtype), *neighbours(1.5 * np.log(2), dtype), 17.0]
+    far += [*neighbours(60.0, dtype), *neighbours(80.0, dtype), 87.5, 104.0, *neighbours(110.0, dtype)[:2]]
+    if dtype is np.float64:
+        far += [150.0, *neighbours(600.0, dtype), 708.5, 745.0, *neighbours(760.0, dtype)[:2]]
+    far += [*rng.uniform(0, 105, 12)]
+    shares = [0.0, 1.0, 0.5, 0.3, 1e-5, least, *neighbours(1.0, dtype)[:1], *rng.uniform(0, 1, 6)]
+    errors = [0.0, np.finfo(dtype).eps / 5, -np.finfo(dtype).eps / 7]
     inside = [*below_half, *(1 - dtype(t) for t in below_half), *neighbours(0.5, dtype), *neighbours(2 / 3, dtype)]
     values = {
         "t": below_half,
@@ -231,6 +238,23 @@ def points(parameter: str, dtype: type) -> list[Any]:
             *rng.uniform(0.67, 1.33, 9),
         ],
         "g": [-1 / 3, 1 / 3, 0.0, *neighbours(0.0, dtype), 2.0**-23, -1e-4, *rng.uniform(-0.333, 0.333, 24)],
+        # Logits, and how far they are from 0: the range reduction, where `late` sets in, and what is held.
+        "z": [sign * z for z in (*far, np.inf) for sign in (1, -1)],
+        "away": far,
+        "u": [0.0, least, tiny, 1e-30, *neighbours(1.0, dtype)[:2], *rng.uniform(0, 1, 24)],
+        # Shares of a label on either side of 0, their rounding errors, and shares with weights of their own.
+        "wrong": shares,
+        "right": shares,
+        "error": errors,
+        "wrong_error": errors,
+        "right_error": errors,
+        "whole": [1.0, 0.0, 3.7, 1e-30],
+        "a": [*shares, 12.5],
+        "b": [*shares, 12.5],
+        # The parts of an exponential.
+        "r": [0.0, *rng.uniform(-0.3466, 0.3466, 9)],
+        "s": [0.0, *rng.uniform(-0.002, 0.066, 9)],
+        "power": [1.0, 0.0, 2.0**-1, 2.0**-116],
         # Values of the polynomials.
         "q": [0.5, *rng.uniform(0.5, 0.8, 9)],
         "p": [-0.5, *rng.uniform(-0.65, -0.4, 9)],
@@ -291,7 +315,8 @@ def test_formula_as_plain_python_gives_the_bits_of_the_compiled_one(name):
         expected = in_plain_python(name, *case)
         result = compiled(*case)
         dtype = type(expected[0])
-        assert all(type(value) is dtype for value in expected)
+        # In a float64 formula a literal is a Python float, which NumPy's float64 is one of.
+        assert all(isinstance(value, float if dtype is np.float64 else dtype) for value in expected)
         assert bits(result if isinstance(result, tuple) else (result,), dtype) == bits(expected, dtype), f"{name}{case}"
 
 
@@ -317,7 +342,10 @@ def made(maker: str, x: np.ndarray, y: np.ndarray, count: int, out: np.ndarray |
     )
 
 
-@pytest.mark.parametrize("name", ["loss_float32", "loss_float64", "gradient_float32", "gradient_float64"])
+EACH = ["loss", "gradient", "logits_loss", "logits_gradient", "logits_hessian"]
+
+
+@pytest.mark.parametrize("name", [f"{what}_{dtype}" for what in EACH for dtype in ("float32", "float64")])
 def test_maker_of_each_element_gives_the_bits_of_the_formula_as_plain_python(name):
     dtype, arguments = types_of(name)[0], cases(name)
     x, y = (np.array(column, dtype) for column in zip(*arguments, strict=True))
@@ -352,7 +380,7 @@ NATIVES = {
 }
 # Copies from integers do no arithmetic.
 FLOAT_NATIVES = [name for name in NATIVES if not re.match(r"copy_u?int", name)]
-COMPUTING = [name for name in NATIVES if re.match(r"(hard_)?sum_|each_", name)]
+COMPUTING = [name for name in NATIVES if re.search(r"sum_float|^each_|hard_sum", name)]
 IR: dict[str, str] = {}
 
 

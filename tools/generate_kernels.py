@@ -20,6 +20,8 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 COEFFICIENTS = json.loads(Path(__file__).with_name("coefficients.json").read_text(encoding="utf-8"))
 
@@ -95,6 +97,8 @@ FLOATS = (
 
 NEAR_32, LOG_32 = Polynomial("near_end_float32", "NEAR_32_"), Polynomial("log_float32", "LOG_32_")
 NEAR_64, LOG_64 = Polynomial("near_end_float64", "NEAR_64_"), Polynomial("log_float64", "LOG_64_")
+EXP_32, LOG1P_32 = Polynomial("exp_float32", "EXP_32_"), Polynomial("log1p_float32", "LOG1P_32_")
+EXP_64 = Polynomial("exp_float64", "EXP_64_")
 
 # log 2 = HIGH + LOW.  HIGH ends early enough that its product with any exponent is exact: |e| < 256 for float32
 # (16 bits are left of 24), < 2048 for float64 (42 of 53).
@@ -112,6 +116,9 @@ F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.ui
 {LOG_32.constants()}
 {NEAR_64.constants()}
 {LOG_64.constants()}
+{EXP_32.constants()}
+{EXP_64.constants()}
+{LOG1P_32.constants()}
 # log 2 = HIGH + LOW; HIGH is short, so that its product with an exponent is exact.
 LOG2_HIGH_32, LOG2_LOW_32 = F32({LOG2_HIGH_32!r}), F32({LOG2_LOW_32!r})
 LOG2_HIGH_64, LOG2_LOW_64 = {LOG2_HIGH_64!r}, {LOG2_LOW_64!r}
@@ -126,6 +133,16 @@ EXPONENT_32, EXPONENT_64 = U32(0xFF800000), U64(0xFFF0000000000000)
 FLOOR_32, FLOOR_64 = F32(1e-12), 1e-12
 STEEP_32, STEEP_REST_32 = F32(999999995904.0), F32(4096.0)
 STEEP_64, STEEP_REST_64 = 1e12, 0.0
+
+# Adding and taking off 1.5 * 2^23 (2^52) rounds to an integer, which then stands in the low bits of the sum.
+LOG2_E_32, ROUND_32 = F32({float(np.float32(math.log2(math.e)))!r}), F32({1.5 * 2**23!r})
+LOG2_E_64, ROUND_64 = {math.log2(math.e)!r}, {1.5 * 2**52!r}
+# exp(-away) is 0 beyond HELD_AWAY, where it is held.  Beyond LATE_FROM it is kept LATE times too large, so that what
+# ends below the normal numbers is rounded there once, in the last step.
+HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(60.0), F32(2.0**-64)
+HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
+# The same where float32 terms meet in float64.
+HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
 """
 
 LEGEND = """\
@@ -280,6 +297,30 @@ def wide_loss(x, y, t, q, e, g, h):
     return fma(w_far, far - near, near)
 """,
         ),
+        Formula(
+            "shares_wide_loss",
+            "The same for shares of the label with weights of their own: a stands for 1-y and b for y.",
+            """\
+def shares_wide_loss(x, a, b, t, q, e, g, h):
+    w_far, w_near = (a, b) if x > F32(0.5) else (b, a)
+    near = fma(t * t, q, t)
+    far = -(fma(e, LOG2_64, g) + h)
+    return fma(w_far, far, w_near * near)
+""",
+        ),
+        Formula(
+            "shares_loss_float64",
+            "The loss of such shares in float64.",
+            """\
+def shares_loss_float64(x, a, b):
+    beyond_half = x > 0.5
+    t = 1.0 - x if beyond_half else x
+    w_far, w_near = (a, b) if beyond_half else (b, a)
+    e, m = split_float64(HELD_64 if t < HELD_64 else t)
+    small = fma(-w_far, log_rest_float64(e, m), w_near * near_end_float64(t))
+    return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
+""",
+        ),
         *(
             Formula(
                 f"gradient_{f.name}",
@@ -319,7 +360,300 @@ def gradient_$T(x, y):
             )
             for f in FLOATS
         ),
+        Formula(
+            "shares_gradient_float64",
+            "The gradient of such shares, a/(1-x) - b/x.  The numerator a x - b (1-x) cancels at x = b/(a+b), so its\n"
+            "products are kept with their errors too.",
+            """\
+def shares_gradient_float64(x, a, b):
+    r = 1.0 - x
+    r_error = (1.0 - r) - x
+    p = a * x
+    m = b * r
+    n = p - m
+    back = n - p
+    n_error = (p - (n - back)) - (m + back) + (fma(a, x, -p) - fma(b, r_error, fma(b, r, -m)))
+    d = x * r
+    d_error = fma(x, r_error, fma(x, r, -d))
+    reciprocal = 1.0 / d
+    q = n * reciprocal
+    q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    t, u, v = (r, b, a) if x > 0.5 else (x, a, b)
+    steep = fma(-v, STEEP_64, fma(u, t, u))
+    steep = -steep if x > 0.5 else steep
+    return steep if t <= FLOOR_64 else q
+""",
+        ),
+        *logits_formulas(),
     )
+
+
+LOGITS_LEGEND = """\
+# Logits: z is the logit of the prediction, x = sigma(z) = 1/(1+exp(-z)), which is not formed.  With e = exp(-|z|),
+#
+#     -log x = max(-z, 0) + log(1+e),    -log(1-x) = max(z, 0) + log(1+e),
+#
+# so |z| is paid by the label's share on the wrong side (1-y for z > 0, else y), and log(1+e) by all of it:
+#
+#     loss     = wrong |z| + log(1+e)
+#     gradient = sigma(z) - y = (wrong - right e) / (1+e),  its sign turned for z <= 0
+#     hessian  = e / (1+e)^2
+#
+# Each is a sum of terms of one sign or has its cancellation in the labels alone, so both tails are true.  An infinite
+# logit that nothing on the wrong side pays for costs 0: |z| is then not multiplied by that 0.
+"""
+
+
+def logits_formulas() -> tuple[Formula, ...]:
+    """The rows of the logits family."""
+    return (
+        Formula(
+            "exp_parts_float32",
+            "exp(-away) = (1 + (r + s)) 2^k for away in [0, 150]: returns r, s and a number with k in its low bits.\n"
+            "-away = k log 2 + r + low; k LOG2_HIGH is exact and so is r.  s is small: only r + s is left to round.",
+            f"""\
+def exp_parts_float32(away):
+    shifted = fma(away, -LOG2_E_32, ROUND_32)
+    k = shifted - ROUND_32
+    r = fma(k, -LOG2_HIGH_32, -away)
+    low = k * -LOG2_LOW_32
+    v = r + low
+    {EXP_32.even_odd("p", "v")}
+    return r, fma(vv, p, low), shifted
+""",
+        ),
+        Formula(
+            "exp_parts_float64",
+            "The same in float64, for away in [0, 760].",
+            f"""\
+def exp_parts_float64(away):
+    shifted = fma(away, -LOG2_E_64, ROUND_64)
+    k = shifted - ROUND_64
+    r = fma(k, -LOG2_HIGH_64, -away)
+    low = k * -LOG2_LOW_64
+    v = r + low
+    {EXP_64.even_odd("p", "v")}
+    return r, fma(vv, p, low), shifted
+""",
+        ),
+        *(
+            Formula(
+                f"exp_{f.name}",
+                "exp(-away) for away in [0, HELD_AWAY], as u * late: late is 1 unless the product may be subnormal."
+                if f.name == "float32"
+                else "The same in float64.",
+                Template(
+                    """\
+def exp_$T(away):
+    far = away > LATE_FROM_$B
+    r, s, shifted = exp_parts_$T(away)
+    k = $U(bits_of_$T(shifted) + ($U($raised) if far else $U(0)))
+    power = ${T}_of_bits($U($U(k << $U($shift)) + $U($BITS_OF_ONE)))
+    return ($one + (r + s)) * power, LATE_$B if far else $one
+"""
+                )
+                .safe_substitute(f.words)
+                .replace("$B", f.name[-2:])
+                .replace("$raised", "64" if f.name == "float32" else "256")
+                .replace("$shift", "23" if f.name == "float32" else "52"),
+            )
+            for f in FLOATS
+        ),
+        Formula(
+            "log1p_short_float32",
+            "1 - log(1+u)/u, by how much log(1+u) falls short of u in [0, 1]: log(1+u) = u - u^2/2 + u^3 H(u).",
+            f"""\
+def log1p_short_float32(u):
+    {LOG1P_32.horner("h", "u")}
+    return u * fma(-u, h, F32(0.5))
+""",
+        ),
+        Formula(
+            "log1p_short_float64",
+            "The same in float64.  With s = u/(2+u), log(1+u) = 2 atanh s = 2s + s z Q(z), z = s^2 in [0, 1/9]: the\n"
+            "polynomial of near_end_float64; and 2s = u - u s, so log(1+u) = u - s (u - z Q(z)).",
+            f"""\
+def log1p_short_float64(u):
+    over = 1.0 / (2.0 + u)
+    s = u * over
+    z = s * s
+    {NEAR_64.even_odd("q", "z")}
+    return over * fma(-z, q, u)
+""",
+        ),
+        *(
+            Formula(
+                f"loss_of_sides_{f.name}",
+                "The loss.  `wrong` is the label's share on the wrong side and `error` its rounding error; `whole` is\n"
+                "the share of log(1+e), 1 but for weights.  Where that is all there is, `late` is multiplied in last."
+                if f.name == "float32"
+                else "The same in float64.",
+                Template(
+                    """\
+def loss_of_sides_$T(z, wrong, error, whole):
+    a = -z if z < $zero else z
+    held = HELD_AWAY_$B if a > HELD_AWAY_$B else a
+    u, late = exp_$T(held)
+    short = log1p_short_$T(u * late)
+    clear = wrong == $zero
+    u *= whole if clear else whole * late
+    return (fma(-u, short, fma(wrong, $zero if clear else a, error * held)) + u) * (late if clear else $one)
+"""
+                ).substitute(f.words, B=f.name[-2:]),
+            )
+            for f in FLOATS
+        ),
+        *(
+            Formula(
+                f"gradient_of_sides_{f.name}",
+                "The gradient: n/d with n = wrong - right e and d = 1+e, the quotient corrected by its residual, in\n"
+                "which the rounding errors of n, d and the shares are put back."
+                if f.name == "float32"
+                else "The same in float64.",
+                Template(
+                    """\
+def gradient_of_sides_$T(z, wrong, wrong_error, right, right_error):
+    a = -z if z < $zero else z
+    u, late = exp_$T(HELD_AWAY_$B if a > HELD_AWAY_$B else a)
+    clear = wrong == $zero
+    e = u * late
+    v, last = (u, late) if clear else (e, $one)
+    paid = right * v
+    n = wrong - paid
+    back = n - wrong
+    n_error = (wrong - (n - back)) - (paid + back) - fma(right, v, -paid) + fma(-right_error, v, wrong_error)
+    d = $one + e
+    reciprocal = $one / d
+    q = n * reciprocal
+    q = fma(fma(-q, d, n) + fma(-q, ($one - d) + e, n_error), reciprocal, q) * last
+    return q if z > $zero else -q
+"""
+                ).substitute(f.words, B=f.name[-2:]),
+            )
+            for f in FLOATS
+        ),
+        *(
+            Formula(
+                f"hessian_of_sides_{f.name}",
+                "The hessian, in the same way: whole e / (1+e)^2." if f.name == "float32" else "The same in float64.",
+                Template(
+                    """\
+def hessian_of_sides_$T(z, whole):
+    a = -z if z < $zero else z
+    u, late = exp_$T(HELD_AWAY_$B if a > HELD_AWAY_$B else a)
+    e = u * late
+    root = $one + e
+    d = root * root
+    d_error = fma(root, root, -d) + $two * root * (($one - root) + e)
+    reciprocal = $one / d
+    u *= whole
+    q = u * reciprocal
+    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q) * late
+"""
+                ).substitute(f.words, two=f.literal("2.0"), B=f.name[-2:]),
+            )
+            for f in FLOATS
+        ),
+        *(
+            Formula(
+                f"logits_{what}_{f.name}",
+                f"The {what} of a logit and its label." if f.name == "float32" else "The same in float64.",
+                Template(text).substitute(f.words),
+            )
+            for what, text in LOGITS_PLAIN.items()
+            for f in FLOATS
+        ),
+        *(Formula(f"logits_shares_{what}_float64", says, text) for what, (says, text) in LOGITS_SHARES.items()),
+        Formula(
+            "logits_terms_float32",
+            "For sums of float32: exp(-|z|) = ((1 + r) + s) power, times LATE_WIDE beyond LATE_FROM_WIDE; h is H(e).",
+            f"""\
+def logits_terms_float32(z):
+    a = -z if z < F32(0.0) else z
+    far = a > LATE_FROM_WIDE
+    r, s, shifted = exp_parts_float32(HELD_WIDE if a > HELD_WIDE else a)
+    k = U32(bits_of_float32(shifted) + (U32(100) if far else U32(0)))
+    power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
+    e = F32(0.0) if far else (F32(1.0) + (r + s)) * power
+    {LOG1P_32.horner("h", "e")}
+    return r, s, F32(0.0) if a > HELD_WIDE else power, h
+""",
+        ),
+        Formula(
+            "logits_wide_loss_of_sides",
+            "And the loss of these terms, put together in float64.  r and power are exact, s is at most 0.06 of e,\n"
+            "and h counts for e^3 of it: good to 2^-26.",
+            """\
+def logits_wide_loss_of_sides(z, wrong, whole, r, s, power, h):
+    a = -z if z < F32(0.0) else z
+    e = ((1.0 + r) + s) * power * (LATE_WIDE if a > LATE_FROM_WIDE else 1.0)
+    u = whole * e
+    return fma(-u, e * fma(-e, h, 0.5), wrong * (0.0 if wrong == 0.0 else F64(a))) + u
+""",
+        ),
+        Formula(
+            "logits_wide_loss",
+            "The same of a logit and its label.",
+            """\
+def logits_wide_loss(z, y, r, s, power, h):
+    return logits_wide_loss_of_sides(z, 1.0 - y if z > F32(0.0) else y, 1.0, r, s, power, h)
+""",
+        ),
+        Formula(
+            "logits_shares_wide_loss",
+            "The same of a logit and such shares.",
+            """\
+def logits_shares_wide_loss(z, a, b, r, s, power, h):
+    return logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
+""",
+        ),
+    )
+
+
+# What the loops call: the formulas of sides, for a label, and for shares of it with weights of their own.
+LOGITS_PLAIN = {
+    "loss": """\
+def logits_loss_$T(z, y):
+    rest = $one - y
+    wrong, error = (rest, ($one - rest) - y) if z > $zero else (y, $zero)
+    return loss_of_sides_$T(z, wrong, error, $one)
+""",
+    "gradient": """\
+def logits_gradient_$T(z, y):
+    rest = $one - y
+    error = ($one - rest) - y
+    wrong, wrong_error, right, right_error = (rest, error, y, $zero) if z > $zero else (y, $zero, rest, error)
+    return gradient_of_sides_$T(z, wrong, wrong_error, right, right_error)
+""",
+    "hessian": """\
+def logits_hessian_$T(z, y):
+    return hessian_of_sides_$T(z, $one)
+""",
+}
+LOGITS_SHARES = {
+    "loss": (
+        "The loss of a logit and such shares, a for 1-y and b for y.",
+        """\
+def logits_shares_loss_float64(z, a, b):
+    return loss_of_sides_float64(z, a if z > 0.0 else b, 0.0, a + b)
+""",
+    ),
+    "gradient": (
+        "The gradient of these.",
+        """\
+def logits_shares_gradient_float64(z, a, b):
+    wrong, right = (a, b) if z > 0.0 else (b, a)
+    return gradient_of_sides_float64(z, wrong, 0.0, right, 0.0)
+""",
+    ),
+    "hessian": (
+        "The hessian of these.",
+        """\
+def logits_shares_hessian_float64(z, a, b):
+    return hessian_of_sides_float64(z, a + b)
+""",
+    ),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------- CPU
@@ -354,8 +688,9 @@ from nbbce._primitives_cpu import (
     half_of_float32,
 )
 
-# The default error model checks each division, and that branch stops a loop from vectorising.
-formula = njit(error_model="numpy")
+# The default error model checks each division, and that branch stops a loop from vectorising; so does a formula that
+# LLVM finds too long to inline.
+formula = njit(error_model="numpy", forceinline=True)
 
 BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
@@ -404,6 +739,20 @@ def fold_exactly(lanes, errors):
             lanes[j] = total
         width = width >> U64(1)
     return lanes[0] + (0.0 if np.isnan(errors[0]) else errors[0])  # an infinite sum has no error
+
+
+@njit(error_model="numpy")
+def long_row_sums(values_at, length, out_at, count):
+    out, lanes, errors = array_at(out_at, U64(count), F64), np.empty(16), np.empty(16)
+    for row in range(count // length):
+        lanes[:] = 0.0
+        errors[:] = 0.0
+        for start in range(0, length, 16):
+            width = min(16, length - start)
+            terms = array_at(values_at + 8 * (row * length + start), width, F64)
+            add_exactly(lanes, errors, terms)
+        out[row] = fold_exactly(lanes, errors)
+    return 0.0
 """
 
 HARD_SUM = Template('''
@@ -476,104 +825,276 @@ LEAST_HARD_SUM_64 = 128.0
 START_LOG_64 = {START_LOG_64!r}
 """
 
-# Five float32 lanes in the scratch memory, behind `start` bytes a lane.
-TERMS = """(
-        array_at(scratch_at + {start} * LANES, LANES, F32),
-        array_at(scratch_at + ({start} + 4) * LANES, LANES, F32),
-        array_at(scratch_at + ({start} + 8) * LANES, LANES, F32),
-        array_at(scratch_at + ({start} + 12) * LANES, LANES, F32),
-        array_at(scratch_at + ({start} + 16) * LANES, LANES, F32),
-    )"""
-WIDE_LOSS = "wide_loss(x[{i}], F64(y[{i}]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))"
 
-SOFT_SUM = {
-    "float32": '''
+class Family(NamedTuple):
+    """What the loop templates need to know about a family of losses."""
+
+    prefix: str
+    input_is_checked: bool  # a logit may be any number
+    terms: tuple[str, ...]  # what its terms_float32 returns
+    makes: tuple[str, ...]
+    blank: str
+
+    def lanes_of_terms(self, start: int) -> str:
+        """The float32 lanes of the terms in the scratch memory, behind `start` bytes a lane."""
+        rows = [f"        array_at(scratch_at + {start + 4 * k} * LANES, LANES, F32)," for k in range(len(self.terms))]
+        return "\n".join([f"    {', '.join(self.terms)} = (", *rows, "    )"])
+
+    def wide_loss(self, shares: bool) -> str:
+        """The loss of element j of a row, put together from the terms in float64."""
+        labels = ("a[row + j]", "b[row + j]") if shares else ("F64(y[row + j])",)
+        arguments = ["x[row + j]", *labels, *(f"F64({term}[j])" for term in self.terms)]
+        if shares:
+            return f"{self.prefix}shares_wide_loss(\n@                {', '.join(arguments)}\n@            )"
+        return f"{self.prefix}wide_loss({', '.join(arguments)})"
+
+    def checked(self, shares: bool) -> list[str]:
+        """The operands whose domain a loop watches; that of a label is watched where its shares are made."""
+        return ["x"] * self.input_is_checked + ["y"] * (not shares)
+
+
+FAMILIES = (
+    Family("", True, ("t", "q", "e", "g", "h"), ("loss", "gradient"), "0.0"),
+    Family("logits_", False, ("r", "s", "power", "h"), ("loss", "gradient", "hessian"), "-1e30"),
+)
+
+
+def operands(f: Float, shares: bool, size: str) -> str:
+    """The arrays of a loop: x and y, or x and the label's two shares; and the weights."""
+    type_ = "F64" if f.name == "float64" else "F32"
+    weights = f"    w = array_at(w_at, {size}, F64)\n"
+    if shares:
+        return (
+            f"    x, a, b = array_at(x_at, {size}, {type_}), array_at(y_at, {size}, F64), "
+            f"array_at(y_at + 8 * BLOCK, {size}, F64)\n{weights}"
+        )
+    return f"    x, y = array_at(x_at, {size}, {type_}), array_at(y_at, {size}, {type_})\n{weights}"
+
+
+def largest(f: Float, checked: list[str], places: list[str]) -> tuple[str, list[str], str]:
+    """Statements that watch the domain: before the loop, in it (the operands are at `places`), and the verdict."""
+    before = "".join(f"    largest_{name} = {f.unsigned}(0)\n" for name in checked)
+    inside = []
+    for name, place in zip(checked, places, strict=True):
+        inside += [
+            f"bits = bits_of_{f.name}({place})",
+            f"largest_{name} = bits if bits > largest_{name} else largest_{name}",
+        ]
+    verdict = " or ".join(f"largest_{name} > {f.unsigned}({f.bits_of_one})" for name in checked)
+    return before, inside, verdict
+
+
+SUM_LEGEND = """\
+
+
+# Sums for any labels, and for labels in two shares (a for 1-y and b for y, float64), as label smoothing and factors of
+# positive labels make them.  They return NaN if an x or y is out of its domain or NaN.  (Adding 0.0 makes a -0.0 a 0.0,
+# which is in the domain.)
+# float32: in two loops, since one that mixes the types would run float32 at the width of float64 (0.72 ns, not 0.45).
+"""
+
+
+def loops_of_sums(family: Family, f: Float) -> str:
+    """The sums, and for float32 what else is made of losses in float64."""
+    text = ""
+    for shares in (False, True):
+        name = f"{family.prefix}{'shares_' if shares else ''}"
+        checked = family.checked(shares)
+        before, inside, verdict = largest(f, checked, [f"{v}i + {f.literal('0.0')}" for v in checked])
+        result = "fold(lanes)" if f.name == "float32" else "fold_exactly(lanes, errors)"
+        words = f.words | {
+            "name": name,
+            "operands": operands(f, shares, "BLOCK"),
+            "before": before,
+            "inside": "".join(f"            {line}\n" for line in inside),
+            "labels": "the label's shares" if shares else "each label",
+            "result": f"    bad = {verdict}\n    return np.nan if bad else {result}"
+            if verdict
+            else f"    return {result}",
+        }
+        words["load"] = "            xi = x[row + j]\n" if "x" in checked or f.name == "float32" else ""
+        words["load"] += "            yi = y[row + j]\n" if "y" in checked else ""
+        if f.name == "float64":
+            xi = "xi" if "x" in checked else "x[row + j]"
+            labels = "a[row + j], b[row + j]" if shares else "yi"
+            text += SUM_64.substitute(words, loss=f"{name}loss_float64({xi}, {labels})")
+            continue
+        words["terms"] = f"{', '.join(f'{t}[j]' for t in family.terms)} = {family.prefix}terms_float32(xi)"
+        words["wide"] = family.wide_loss(shares).replace("@", "")
+        words["wide_deeper"] = family.wide_loss(shares).replace("@", "    ")
+        words["each"] = f"{family.prefix}{'shares' if shares else 'weighted'}"
+        for sink, template in SUM_32.items():
+            text += template.substitute(
+                words,
+                lanes=family.lanes_of_terms(8 if sink == "sum" else 0),
+                verdict=f"F64({verdict})" if verdict else "0.0",
+            )
+    return text
+
+
+ROWS_32 = """\
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+$load$inside            $terms
+"""
+SUM_32 = {
+    "sum": Template(
+        """
 
 @maker
-def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
-    x, y, w = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(w_at, BLOCK, F64)
-    lanes = array_at(scratch_at, LANES, F64)
-    t, q, e, g, h = $terms
+def ${name}sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""Sum of the losses of a block for $labels, times w (float64, or nothing).\"""
+$operands    lanes = array_at(scratch_at, LANES, F64)
+$lanes
     lanes[:] = 0.0
-    largest_x, largest_y = U32(0), U32(0)
-    for row in range(U64(0), U64(count), U64(LANES)):
-        # Two loops, since one that mixes the types would run float32 at the width of float64 (0.72 ns, not 0.45).
-        for j in range(U64(LANES)):
-            xi, yi = x[row + j], y[row + j]
-            bits = bits_of_float32(xi + F32(0.0))
-            largest_x = bits if bits > largest_x else largest_x
-            bits = bits_of_float32(yi + F32(0.0))
-            largest_y = bits if bits > largest_y else largest_y
-            t[j], q[j], e[j], g[j], h[j] = terms_float32(xi)
+$before"""
+        + ROWS_32
+        + """\
         if w_at == 0:
-            for j in range(U64(LANES)):
-                loss = $wide
+            for j in range(width):
+                loss = $wide_deeper
                 lanes[j] += loss
         else:
-            for j in range(U64(LANES)):
-                loss = $wide
+            for j in range(width):
+                loss = $wide_deeper
                 lanes[j] = fma(w[row + j], loss, lanes[j])
-    bad = largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000)
-    return np.nan if bad else fold(lanes)
-''',
-    "float64": '''
+$result
+"""
+    ),
+    "wide": Template(
+        """
 
 @maker
-def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block, times w (float64, or nothing); NaN if an x or y is outside [0, 1] or NaN."""
-    x, y, w = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(w_at, BLOCK, F64)
-    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
-    losses = array_at(scratch_at + 16 * LANES, LANES, F64)
+def each_${name}wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""The loss of each element for $labels, times w, in float64: for sums along an axis.\"""
+$operands    out = array_at(out_at, BLOCK, F64)
+$lanes
+$before"""
+        + ROWS_32
+        + """\
+        for j in range(width):
+            out[row + j] = $wide
+        if w_at != 0:
+            for j in range(width):
+                out[row + j] *= w[row + j]
+    return $verdict
+"""
+    ),
+    "loss": Template(
+        """
+
+@maker
+def each_${each}_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""The loss of each element for $labels, times w and `scale`, rounded once.\"""
+$operands    out = array_at(out_at, BLOCK, F32)
+$lanes
+$before"""
+        + ROWS_32
+        + """\
+        if w_at == 0:
+            for j in range(width):
+                loss = $wide_deeper
+                out[row + j] = F32(loss * scale)
+        else:
+            for j in range(width):
+                loss = $wide_deeper
+                out[row + j] = F32(loss * (w[row + j] * scale))
+    return $verdict
+"""
+    ),
+}
+
+SUM_64 = Template('''
+
+@maker
+def ${name}sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block for $labels, times w (float64, or nothing)."""
+$operands    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
     lanes[:] = 0.0
     errors[:] = 0.0
-    largest_x, largest_y = U64(0), U64(0)
-    for row in range(U64(0), U64(count), U64(LANES)):
-        for j in range(U64(LANES)):
-            xi, yi = x[row + j], y[row + j]
-            bits = bits_of_float64(xi + 0.0)
-            largest_x = bits if bits > largest_x else largest_x
-            bits = bits_of_float64(yi + 0.0)
-            largest_y = bits if bits > largest_y else largest_y
-            losses[j] = loss_float64(xi, yi)
+$before    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        losses = array_at(scratch_at + 16 * LANES, width, F64)
+        for j in range(width):
+$load$inside            losses[j] = $loss
         if w_at != 0:
-            for j in range(U64(LANES)):
+            for j in range(width):
                 losses[j] *= w[row + j]
         add_exactly(lanes, errors, losses)
-    bad = largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000)
-    return np.nan if bad else fold_exactly(lanes, errors)
-''',
-}
+$result
+''')
+
+PRODUCT_SUM = '''
+
+# Sums of float32 logits.  Of log(1+e) too a sum is the logarithm of a product: LANES products of at most 2^16 run side
+# by side, and wrong |z| = max(z, 0) - z y goes to a sum of its own.  1+e is off by 2^-53 at most, so a block whose sum
+# is small is refused, as for hard labels; but here any label will do.  An infinite logit is refused by its NaN.
+@maker
+def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block; NaN if it is small, or a y is outside [0, 1]."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
+    lanes, product = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    r, s, power = (
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+        array_at(scratch_at + 20 * LANES, LANES, F32),
+        array_at(scratch_at + 24 * LANES, LANES, F32),
+    )
+    lanes[:] = 0.0
+    product[:] = 1.0
+    largest_y = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            zi, yi = x[row + j], y[row + j]
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            a = -zi if zi < F32(0.0) else zi
+            r[j], s[j], shifted = exp_parts_float32(LATE_FROM_WIDE if a > LATE_FROM_WIDE else a)
+            power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+        for j in range(width):
+            zi = F64(x[row + j])
+            lanes[j] += fma(-zi, F64(y[row + j]), zi if zi > 0.0 else 0.0)
+            product[j] *= fma((1.0 + F64(r[j])) + F64(s[j]), F64(power[j]), 1.0)
+    if largest_y > U32(0x3F800000):
+        return np.nan
+    exponent = 0
+    for j in range(U64(LANES)):
+        bits = bits_of_float64(product[j])
+        exponent += I64(bits >> U64(52)) - I64(1023)
+        product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
+    width = U64(LANES // 2)
+    while width > U64(0):
+        for j in range(width):
+            product[j] *= product[j + width]
+        width = width >> U64(1)
+    e, m = split_float64(product[0])
+    e += F64(exponent)
+    total = fold(lanes) + fma(e, LOG2_HIGH_64, log_rest_float64(e, m))
+    return total if total >= LEAST_HARD_SUM_32 else np.nan
+'''
 
 ELEMENTWISE_LEGEND = """\
 
 
 # One result an element.  Each returns 1.0 if it met bits above those of 1.0 in x or y: something outside [0, 1], a
 # NaN, or only a -0.0; `mark_bad` then finds out which.  The largest bits are tracked, not the comparisons: an
-# integer maximum vectorises, a flag set in a loop did not.  (Sums add 0.0 first, which makes a -0.0 a 0.0.)
+# integer maximum vectorises, a flag set in a loop did not.
 """
 
 ELEMENTWISE = Template('''
 
 @maker
-def each_${what}_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """$says"""
+def each_${name}${what}_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The $what of each element for $labels$scaled."""
     size = U64(count)
-    x, y, out = array_at(x_at, size, $numpy_T), array_at(y_at, size, $numpy_T), array_at(out_at, size, $numpy_T)
-    largest_x, largest_y = $U(0), $U(0)
-    for i in range(size):
-        xi, yi = x[i], y[i]
-        bits = bits_of_$T(xi)
-        largest_x = bits if bits > largest_x else largest_x
-        bits = bits_of_$T(yi)
-        largest_y = bits if bits > largest_y else largest_y
-        out[i] = ${what}_$T(xi, yi)
-$after    return F64(largest_x > $U($BITS_OF_ONE) or largest_y > $U($BITS_OF_ONE))
+$operands    out = array_at(out_at, size, $numpy_T)
+$before    for i in range(size):
+$body    return $verdict
 ''')
 
-WEIGHTED = """\
+SCALED = """\
     if w_at != 0:
-        w = array_at(w_at, size, F64)
         for i in range(size):
             out[i] = $numpy_T(F64(out[i]) * (w[i] * scale))
     elif scale != 1.0:
@@ -581,73 +1102,105 @@ WEIGHTED = """\
             out[i] = $numpy_T(F64(out[i]) * scale)
 """
 
-WEIGHTED_LOSS_32 = '''
+
+def loops_of_each(family: Family, f: Float) -> str:
+    """The losses, gradients and hessians of each element."""
+    text, numpy_T = "", "F64" if f.name == "float64" else "F32"
+    for shares in (False, True):
+        name = f"{family.prefix}{'shares_' if shares else ''}"
+        checked = family.checked(shares)
+        before, inside, verdict = largest(f, checked, [f"{v}i" for v in checked])
+        for what in family.makes:
+            if shares and what == "loss" and f.name == "float32":
+                continue  # made of the terms, as the sum
+            x, y = ("xi" if "x" in checked else "x[i]"), ("yi" if "y" in checked else "y[i]")
+            body = [f"{v}i = {v}[i]" for v in checked] + inside
+            if shares:
+                value = f"{name}{what}_float64({x if numpy_T == 'F64' else f'F64({x})'}, a[i], b[i])"
+                body.append(f"out[i] = {value if numpy_T == 'F64' else f'F32({value})'}")
+            else:
+                body.append(f"out[i] = {name}{what}_{f.name}({x}, {y})")
+            scaled = what != "loss" or f.name == "float64"
+            arrays = operands(f, shares, "size")
+            text += ELEMENTWISE.substitute(
+                f.words,
+                name=name,
+                what=what,
+                numpy_T=numpy_T,
+                labels="the label's shares" if shares else "each label",
+                scaled=", times w and `scale`" if scaled else "",
+                operands=arrays if scaled else arrays.replace("    w = array_at(w_at, size, F64)\n", ""),
+                before=before,
+                body="".join(f"        {line}\n" for line in body)
+                + (Template(SCALED).substitute(numpy_T=numpy_T) if scaled else ""),
+                verdict=f"F64({verdict})" if verdict else "0.0",
+            )
+    return text
+
+
+MARK_BAD = Template("""
 
 @maker
-def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The loss of each element, times w (float64, or nothing) and `scale`, rounded once."""
-    t, q, e, g, h = $terms
-    largest_x, largest_y = U32(0), U32(0)
-    for row in range(0, count, LANES):
-        width = U64(min(LANES, count - row))
-        x, y = array_at(x_at + 4 * row, width, F32), array_at(y_at + 4 * row, width, F32)
-        out, w = array_at(out_at + 4 * row, width, F32), array_at(w_at + 8 * row, width, F64)
-        for j in range(width):
-            bits = bits_of_float32(x[j])
-            largest_x = bits if bits > largest_x else largest_x
-            bits = bits_of_float32(y[j])
-            largest_y = bits if bits > largest_y else largest_y
-            t[j], q[j], e[j], g[j], h[j] = terms_float32(x[j])
-        if w_at == 0:
-            for j in range(width):
-                loss = $wide
-                out[j] = F32(loss * scale)
-        else:
-            for j in range(width):
-                loss = $wide
-                out[j] = F32(loss * (w[j] * scale))
-    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
-'''
-
-BLOCK_TOOLS = Template('''
-
-@maker
-def mark_bad_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Index of the first x or y outside [0, 1], or -1; `out`, if any, becomes NaN at each of them."""
+def ${prefix}mark_bad_$what(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""Index of the first $outside, or -1; `out`, if any, becomes NaN at each of them.\"""
     size = U64(count)
-    x, y, out = array_at(x_at, size, $numpy_T), array_at(y_at, size, $numpy_T), array_at(out_at, size, $numpy_T)
+$operands    out = array_at(out_at, size, $out_T)
     first = -1.0
     for i in range(size):
-        if not ($zero <= x[i] <= $one and $zero <= y[i] <= $one):
+        if not ($inside):
             if first < 0.0:
                 first = F64(i)
             if out_at != 0:
-                out[i] = $numpy_T(np.nan)
+                out[i] = $out_T(np.nan)
     return first
+""")
 
+CHECK = Template("""
 
 @maker
-def check_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """NaN if an x or y is outside [0, 1] or NaN, else 0."""
+def ${prefix}check_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""NaN if there is an $outside, else 0.\"""
     size = U64(count)
-    x, y = array_at(x_at, size, $numpy_T), array_at(y_at, size, $numpy_T)
+$operands    largest = $U(0)
+    for i in range(size):
+$look    return np.nan if largest > $U($BITS_OF_ONE) else 0.0
+""")
+
+BLOCK_TOOLS = Template("""
+
+@maker
+def shares_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""Shares of the labels, float64: a at `out` stands for 1-y, and b, a block behind it, for y.
+
+    At `x` are three numbers: label smoothing makes a label y keep + half, and b has the factor `positive`, or those at
+    `w`, if any.  Returns 1.0 if it met bits above those of 1.0 in y.
+    \"""
+    size = U64(count)
+    numbers, y, positives = array_at(x_at, 3, F64), array_at(y_at, size, $numpy_T), array_at(w_at, size, F64)
+    keep, half, positive = numbers[0], numbers[1], numbers[2]
+    a, b = array_at(out_at, size, F64), array_at(out_at + 8 * BLOCK, size, F64)
     largest = $U(0)
     for i in range(size):
-        bits = bits_of_$T(x[i] + $zero)
+        yi = y[i]
+        bits = bits_of_$T(yi)
         largest = bits if bits > largest else largest
-        bits = bits_of_$T(y[i] + $zero)
-        largest = bits if bits > largest else largest
-    return np.nan if largest > $U($BITS_OF_ONE) else 0.0
+        a[i] = fma(1.0 - F64(yi), keep, half)
+        b[i] = fma(F64(yi), keep, half) * positive
+    if w_at != 0:
+        for i in range(size):
+            b[i] = b[i] if b[i] == 0.0 else b[i] * positives[i]  # an infinite factor of nothing is nothing
+    return F64(largest > $U($BITS_OF_ONE))
 
 
 @maker
-def keep_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Where the mask at `out` is False: x = y = 0, which costs nothing, and w, if any, is 0."""
+def blank_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""Where the mask at `out` is False: x = `scale` and y = 0, which costs nothing, and w, if any, is 0.\"""
     size = U64(count)
     x, y, mask = array_at(x_at, size, $numpy_T), array_at(y_at, size, $numpy_T), array_at(out_at, size, np.uint8)
     w = array_at(w_at, size, F64)
+    blank = $numpy_T(scale)
     for i in range(size):
-        x[i] = x[i] if mask[i] else $zero
+        x[i] = x[i] if mask[i] else blank
         y[i] = y[i] if mask[i] else $zero
     if w_at != 0:
         for i in range(size):
@@ -657,7 +1210,7 @@ def keep_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def clip_half_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """`out` held at the largest finite float16, either sign: a gradient of 1e12 has no other half."""
+    \"""`out` held at the largest finite float16, either sign: a gradient of 1e12 has no other half.\"""
     size = U64(count)
     out = array_at(out_at, size, $numpy_T)
     largest = $numpy_T(65504.0)
@@ -666,9 +1219,20 @@ def clip_half_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         value = largest if value > largest else value
         out[i] = -largest if value < -largest else value
     return 0.0
-''')
+""")
 
 MULTIPLY = '''
+
+@maker
+def blank_shares(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Where the mask at `out` is False, both shares of the label (at `y`, a block apart) become 0."""
+    size = U64(count)
+    a, b, mask = array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64), array_at(out_at, size, np.uint8)
+    for i in range(size):
+        a[i] = a[i] if mask[i] else 0.0
+        b[i] = b[i] if mask[i] else 0.0
+    return 0.0
+
 
 @maker
 def multiply(a_at, b_at, w_at, scale, out_at, count, scratch_at):
@@ -679,6 +1243,71 @@ def multiply(a_at, b_at, w_at, scale, out_at, count, scratch_at):
         out[i] = (a[i] if a_at != 0 else 1.0) * (b[i] if b_at != 0 else 1.0)
     return 0.0
 '''
+
+AXIS_SUMS = """
+
+# Sums along an axis, of the losses of a block in float64.  A row that lies within a block is summed at once: a short
+# one in order, one of 64 or more in 16 lanes, folded by halving.  Where the rows of a block are added up, the lanes are
+# a whole number of rows.  What a sum loses is kept, but for short rows of float32, whose losses are not that exact.
+
+
+@maker
+def row_sums_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""Sums of rows of `scale` elements.\"""
+    length = I64(scale)
+    if length >= 64:
+        return long_row_sums(x_at, length, out_at, count)
+    values, out = array_at(x_at, BLOCK, F64), array_at(out_at, BLOCK, F64)
+    at = U64(0)
+    for row in range(U64(count // length)):
+        total = 0.0
+        for _ in range(U64(length)):
+            total += values[at]
+            at += U64(1)
+        out[row] = total
+    return 0.0
+
+
+@maker
+def row_sums_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""The same with what each addition loses.\"""
+    length = I64(scale)
+    if length >= 64:
+        return long_row_sums(x_at, length, out_at, count)
+    values, out = array_at(x_at, BLOCK, F64), array_at(out_at, BLOCK, F64)
+    at = U64(0)
+    for row in range(U64(count // length)):
+        total, error = 0.0, 0.0
+        for _ in range(U64(length)):
+            sum_, term = total + values[at], values[at]
+            back = sum_ - total
+            error += (total - (sum_ - back)) + (term - back)
+            total = sum_
+            at += U64(1)
+        out[row] = total + (0.0 if np.isnan(error) else error)
+    return 0.0
+
+
+@maker
+def column_sums(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""Add rows of `scale` elements to the lanes at `out`, and what is lost to the lanes behind them.\"""
+    length = I64(scale)
+    for start in range(0, count, length):
+        width = min(length, count - start)
+        terms = array_at(x_at + 8 * start, width, F64)
+        add_exactly(array_at(out_at, width, F64), array_at(out_at + 8 * length, width, F64), terms)
+    return 0.0
+
+
+@maker
+def finish(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""Sums times the first number at `x`, over the second.\"""
+    numbers, out = array_at(x_at, 2, F64), array_at(out_at, U64(count), F64)
+    factor, divisor = numbers[0], numbers[1]
+    for i in range(U64(count)):
+        out[i] = out[i] * factor / divisor
+    return 0.0
+"""
 
 COPY_LEGEND = """\
 
@@ -864,25 +1493,37 @@ def render_cpu() -> str:
     """The text of the CPU module."""
     text = CPU_HEAD + CONSTANTS + "\n" + LEGEND
     for row in formulas():
+        text += f"\n\n{LOGITS_LEGEND}" if row.name == "exp_parts_float32" else ""
         comment = "\n".join(f"# {line}".rstrip() for line in row.derivation.splitlines())
         text += f"\n\n{comment}\n@formula\n{row.text}"
     text += "\n" + LANE_RULE + hard_sums()
+    text += SUM_LEGEND
+    for family in FAMILIES:
+        for f in FLOATS:
+            text += loops_of_sums(family, f)
+    text += PRODUCT_SUM + ELEMENTWISE_LEGEND
+    for family in FAMILIES:
+        for f in FLOATS:
+            words = f.words | {"prefix": family.prefix, "numpy_T": "F64" if f.name == "float64" else "F32"}
+            looked_at = ["x", "y"] if family.input_is_checked else ["y"]
+            text += loops_of_each(family, f)
+            words |= {
+                "operands": "".join(f"    {v} = array_at({v}_at, size, {words['numpy_T']})\n" for v in looked_at),
+                "outside": f"{' or '.join(looked_at)} outside [0, 1]",
+                "inside": " and ".join(f"{f.literal('0.0')} <= {v}[i] <= {f.literal('1.0')}" for v in looked_at),
+                "look": "".join(
+                    f"        bits = bits_of_{f.name}({v}[i] + {f.literal('0.0')})\n"
+                    "        largest = bits if bits > largest else largest\n"
+                    for v in looked_at
+                ),
+            }
+            text += MARK_BAD.substitute(words, what=f.name, out_T=words["numpy_T"])
+            if f.name == "float32":  # the same for losses that are float64 until they are added up
+                text += MARK_BAD.substitute(words, what="wide", out_T="F64")
+            text += CHECK.substitute(words)
     for f in FLOATS:
-        text += Template(SOFT_SUM[f.name]).substitute(terms=TERMS.format(start=8), wide=WIDE_LOSS.format(i="row + j"))
-    text += ELEMENTWISE_LEGEND
-    for f in FLOATS:
-        words = f.words | {"numpy_T": "F64" if f.name == "float64" else "F32"}
-        after = Template(WEIGHTED).substitute(words)
-        weighted = after if f.name == "float64" else ""
-        for what, says, tail in (
-            ("loss", "The loss of each element" + (", times w and `scale`." if weighted else "."), weighted),
-            ("gradient", "The gradient of each element, times w (float64, or nothing) and `scale`.", after),
-        ):
-            text += ELEMENTWISE.substitute(words, what=what, says=says, after=tail)
-        if f.name == "float32":
-            text += Template(WEIGHTED_LOSS_32).substitute(terms=TERMS.format(start=0), wide=WIDE_LOSS.format(i="j"))
-        text += BLOCK_TOOLS.substitute(words)
-    return text + MULTIPLY + copies()
+        text += BLOCK_TOOLS.substitute(f.words, numpy_T="F64" if f.name == "float64" else "F32")
+    return text + MULTIPLY + AXIS_SUMS + copies()
 
 
 TARGETS = {"_generated_cpu.py": render_cpu}

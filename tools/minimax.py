@@ -82,6 +82,30 @@ def _atanh_absolute_weight(z: mp.mpf) -> mp.mpf:
     return mp.sqrt(z) * z / mp.log(2)
 
 
+def _exp_function(r: mp.mpf) -> mp.mpf:
+    """(exp(r) - 1 - r) / r^2, by its series around 0."""
+    if abs(r) < mp.mpf("1e-12"):
+        return mp.mpf(1) / 2 + r / 6 + r * r / 24
+    return (mp.expm1(r) - r) / r**2
+
+
+def _exp_weight(r: mp.mpf) -> mp.mpf:
+    """r^2 over exp(r): relative to the exponential."""
+    return r**2 / mp.exp(r)
+
+
+def _log1p_function(e: mp.mpf) -> mp.mpf:
+    """(log(1+e) - e + e^2/2) / e^3, by its series where the quotient would cancel."""
+    if e < mp.mpf("1e-8"):
+        return mp.mpf(1) / 3 - e / 4 + e * e / 5
+    return (mp.log1p(e) - e + e**2 / 2) / e**3
+
+
+def _log1p_weight(e: mp.mpf) -> mp.mpf:
+    """e^3 over log(1+e): relative to the logarithm."""
+    return e**2 if e < mp.mpf("1e-30") else e**3 / mp.log1p(e)
+
+
 # float32 has the plain polynomials.  float64 would need degree 18 twice; with s = (m-1)/(m+1) a division buys ten
 # fused multiply-adds, and the loop over blocks takes a quarter less time (0.95 -> 0.70 ns an element).
 FITS = (
@@ -124,6 +148,36 @@ FITS = (
         high="1/25",
         dtype="float64",
         degree=6,
+    ),
+    Fit(
+        name="exp_float32",
+        says="exp(r) = 1 + r + r^2 P(r), r in [-0.3466, 0.3466]; error relative to exp(r)",
+        function=_exp_function,
+        weight=_exp_weight,
+        low="-1733/5000",
+        high="1733/5000",
+        dtype="float32",
+        degree=4,
+    ),
+    Fit(
+        name="exp_float64",
+        says="exp(r) = 1 + r + r^2 P(r), r in [-0.3466, 0.3466]; error relative to exp(r)",
+        function=_exp_function,
+        weight=_exp_weight,
+        low="-1733/5000",
+        high="1733/5000",
+        dtype="float64",
+        degree=9,
+    ),
+    Fit(
+        name="log1p_float32",
+        says="log(1+e) = e - e^2/2 + e^3 H(e), e in [0, 1]; error relative to log(1+e)",
+        function=_log1p_function,
+        weight=_log1p_weight,
+        low="0",
+        high="1",
+        dtype="float32",
+        degree=8,
     ),
 )
 
