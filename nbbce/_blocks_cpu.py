@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, prange
 
 from nbbce._compile import entry, walker
-from nbbce._generated_cpu import BLOCK, HARD, LANES, add_exactly, fold_exactly
+from nbbce._generated_cpu import FIRST, HARD, LANES, LAST, PIECE, add_exactly, fold_exactly
 from nbbce._primitives_cpu import (
     array_at,
     call_copier,
@@ -50,13 +50,13 @@ BY_ROWS, LENGTH, RESULT, RESULT_ITEM = range(43, 47)
 WIDEN = 47
 # Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out.
 KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT = range(48, 54)
-# Elements in all and of a block; blocks that are loaded at once: more than one where memory runs across the rows of the
-# array, so that a cache line serves several rows while it is there.
-SIZE, STEP, WINDOW = range(54, 57)
+# Elements in all, of a block, and of the pieces that it is computed in; blocks that are loaded at once: more than one
+# where memory runs across the rows of the array, so that a cache line serves several rows while it is there.
+SIZE, STEP, SPAN, WINDOW = range(54, 58)
 # Address of `walk`.
-WALK = 57
-DIMENSIONS = 58
-SHAPE = 59  # the shape starts here; the operands' strides follow
+WALK = 58
+DIMENSIONS = 59
+SHAPE = 60  # the shape starts here; the operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -121,106 +121,129 @@ def _loaded(call, operand, start, count, padded, buffer):
     return buffer
 
 
+@loop
+def _add_up(call_at, call, start, count, wide_at, rows_at, sums_at, scratch_at):
+    """Add the losses of a block to the sums that they belong to, or finish and store those of its rows."""
+    length = call[LENGTH]
+    if call[BY_ROWS] == 0:
+        call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), sums_at, count, scratch_at))
+        return
+    call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), rows_at, count, scratch_at))
+    call_maker(call[FINISH], (call_at + 8 * FACTOR, 0, 0, 1.0, rows_at, count // length, scratch_at))
+    result, item = call[RESULT] + start // length * call[RESULT_ITEM], call[RESULT_ITEM]
+    call_copier(call[STORE], (rows_at, 0, 8, result, 0, item, 1, count // length))
+
+
 @walker
 def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     """Compute the blocks from `first` to `last`; returns the flat index of the first bad element, or -1."""
     call = array_at(call_at, SHAPE + 10 * 64, np.int64)  # NumPy has at most 64 dimensions
     sums = array_at(sums_at, WAVE, np.float64)
-    size, step, window, summing = call[SIZE], call[STEP], call[WINDOW], call[SUM] != 0
+    size, step, span, window, summing = call[SIZE], call[STEP], call[SPAN], call[WINDOW], call[SUM] != 0
     masked, bytes_wanted = call[WHERE] != 0, call[WIDEN] != 0
     floats_wanted = call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
-    # A small call touches little memory: short buffers, and those of most operands only where needed.
-    block_room = 8 * min(BLOCK, (size + HARD - 1) // HARD * HARD)
-    room = window * block_room
+    # Room for what is loaded at once; what MULTIPLY makes takes the place of one of its factors.  A small call touches
+    # little memory: buffers of most operands only where needed.
+    whole = (size + HARD - 1) // HARD * HARD
+    room = 8 * min(window * step + HARD if window > 1 else span, whole)
+    piece_room = 8 * min(span, whole)
     plain = call[SHARES] == 0 and call[EACH_WIDE] == 0
     for operand in range(WEIGHT, OPERANDS):
         plain = plain and (call[operand] == 0 or (operand >= LOSS and call[COPIERS + operand] == 0))
     rooms = 2 if plain else OPERANDS
-    extra = block_room if plain else 3 * block_room + (16 * BLOCK if call[SHARES] != 0 else 0)
+    extra = piece_room if plain else 3 * piece_room + 16 * PIECE
     memory = np.empty(160 + 32 * LANES + rooms * room + extra, np.uint8)
     loaded = array_at(memory.ctypes.data, WHERE + 1, np.int64)  # addresses of the operands' windows, and in them of
-    at = array_at(memory.ctypes.data + 80, WHERE + 1, np.int64)  # the block at hand
+    at = array_at(memory.ctypes.data + 80, WHERE + 1, np.int64)  # the piece at hand
     scratch_at = memory.ctypes.data + 160
     buffers_at = scratch_at + 32 * LANES
     widened_at = buffers_at + rooms * room
-    shares_at = widened_at + block_room
-    wide_at = shares_at + (16 * BLOCK if call[SHARES] != 0 else 0)
-    rows_at = wide_at + block_room
+    wide_at, rows_at, shares_at = widened_at + piece_room, widened_at + 2 * piece_room, widened_at + 3 * piece_room
     blank = array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0]
     for operand in range(WHERE + 1):
         at[operand] = 0
     first_bad = -1
     for block in range(first, last):
         start = block * step
-        count = min(step, size - start)
-        hard = call[HARD_SUM] != 0 and count >= HARD
-        ahead = (block - first) % window
-        if ahead == 0:
-            span = min(window, last - block) * step
-            span = min(span, size - start)
-            padded = span
-            if call[HARD_SUM] != 0 and (span - 1) % step + 1 >= HARD:
-                padded = (span + HARD - 1) // HARD * HARD
+        block_count = min(step, size - start)
+        ahead = (block - first) % window * step
+        if window > 1 and ahead == 0:
+            many = min(min(window, last - block) * step, size - start)
             for operand in range(WHERE + 1):
                 if call[operand] != 0:
-                    loaded[operand] = _loaded(call, operand, start, span, padded, buffers_at + operand * room)
-        for operand in range(WHERE + 1):
-            if call[operand] != 0:
-                at[operand] = loaded[operand] + ahead * step * call[ITEMS + operand]
-        x, y, labels, w, factor = at[INPUT], at[TARGET], at[TARGET], at[WEIGHT], at[WEIGHT]
-        bad, suspect = -1.0, False
-        if call[MULTIPLY] != 0:
-            factor = buffers_at + GRAD_OUTPUT * room + ahead * step * 8
-            call_maker(call[MULTIPLY], (at[GRAD_OUTPUT], w, 0, 1.0, factor, count, scratch_at))
-        if masked:
-            call_maker(call[BLANK], (x, y, w, blank, at[WHERE], count, scratch_at))
-            call_maker(call[BLANK], (x, y, factor, blank, at[WHERE], count, scratch_at))
-        if call[SHARES] != 0:
-            numbers_at, y = call_at + 8 * KEEP, shares_at
-            shares = (numbers_at, labels, at[POS_WEIGHT], 1.0, shares_at, count, scratch_at)
-            suspect = call_maker(call[SHARES], shares) != 0.0
-            if masked:
-                call_maker(call[BLANK_SHARES], (0, y, 0, 1.0, at[WHERE], count, scratch_at))
-        total = np.nan
-        if hard:
-            total = call_maker(call[HARD_SUM], (x, labels, 0, 1.0, 0, count, scratch_at))
-        if bytes_wanted and (floats_wanted or np.isnan(total)):
-            call_copier(call[WIDEN], (labels, 0, 1, widened_at, 0, call[ITEMS + INPUT], 1, count))
-            y = labels = widened_at
+                    padded = (many + HARD - 1) // HARD * HARD if call[HARD_SUM] != 0 else many
+                    loaded[operand] = _loaded(call, operand, start, many, padded, buffers_at + operand * room)
+        # A block of hard labels is summed by products.  If one of its pieces is refused, the other sum takes the block
+        # from its first piece on: in the first round if that was the first piece, else in a second one.
+        hard = call[HARD_SUM] != 0 and block_count >= HARD
+        again, total = False, 0.0
+        for round in range(2):
+            if round == 1:
+                if not again:
+                    break
+                total = 0.0
+            for offset in range(0, block_count, span):
+                count = min(span, block_count - offset)
+                scale = float((FIRST if offset == 0 else 0) + (LAST if offset + span >= block_count else 0))
+                for operand in range(WHERE + 1):
+                    if call[operand] == 0:
+                        continue
+                    if window > 1:
+                        at[operand] = loaded[operand] + (ahead + offset) * call[ITEMS + operand]
+                    else:
+                        padded = (count + HARD - 1) // HARD * HARD if hard else count
+                        buffer = buffers_at + operand * room
+                        at[operand] = _loaded(call, operand, start + offset, count, padded, buffer)
+                x, y, labels, w, factor = at[INPUT], at[TARGET], at[TARGET], at[WEIGHT], at[WEIGHT]
+                bad, suspect = -1.0, False
+                if call[MULTIPLY] != 0:
+                    factor = buffers_at + GRAD_OUTPUT * room
+                    call_maker(call[MULTIPLY], (at[GRAD_OUTPUT], w, 0, 1.0, factor, count, scratch_at))
+                if masked:
+                    call_maker(call[BLANK], (x, y, w, blank, at[WHERE], count, scratch_at))
+                    call_maker(call[BLANK], (x, y, factor, blank, at[WHERE], count, scratch_at))
+                if call[SHARES] != 0:
+                    numbers_at, y = call_at + 8 * KEEP, shares_at
+                    shares = (numbers_at, labels, at[POS_WEIGHT], 1.0, shares_at, count, scratch_at)
+                    suspect = call_maker(call[SHARES], shares) != 0.0
+                    if masked:
+                        call_maker(call[BLANK_SHARES], (0, y, 0, 1.0, at[WHERE], count, scratch_at))
+                if hard:
+                    part = call_maker(call[HARD_SUM], (x, labels, 0, scale, 0, count, scratch_at))
+                    total += part
+                    if np.isnan(part):
+                        hard, again, total = False, offset > 0, 0.0
+                if bytes_wanted and (floats_wanted or not hard):
+                    call_copier(call[WIDEN], (labels, 0, 1, widened_at, 0, call[ITEMS + INPUT], 1, count))
+                    y = labels = widened_at
+                if summing and not hard and (round == 1 or not again):
+                    part = call_maker(call[SUM], (x, y, w, scale, 0, count, scratch_at))
+                    total += part
+                    if np.isnan(part) or suspect:
+                        bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, 0, count, scratch_at))
+                        total = total if bad < 0.0 else np.nan
+                if round == 0 and call[EACH_WIDE] != 0:
+                    if call_maker(call[EACH_WIDE], (x, y, w, 1.0, wide_at, count, scratch_at)) != 0.0 or suspect:
+                        bad = call_maker(call[MARK_BAD_WIDE], (x, labels, 0, 1.0, wide_at, count, scratch_at))
+                    _add_up(call_at, call, start, count, wide_at, rows_at, sums_at, scratch_at)
+                for k in range(OPERANDS - LOSS):
+                    maker, result = call[EACH_LOSS + k], LOSS + k
+                    if maker == 0 or round == 1:
+                        continue
+                    out = buffers_at + GRADIENT * room
+                    if call[COPIERS + result] == 0:
+                        out = call[result] + (start + offset) * call[ITEMS + result]
+                    scale, weights = (loss_scale, w) if k == 0 else (gradient_scale, factor)
+                    if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect:
+                        bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, out, count, scratch_at))
+                    if k == 1 and call[CLIP_HALF] != 0:
+                        call_maker(call[CLIP_HALF], (0, 0, 0, 1.0, out, count, scratch_at))
+                    if call[COPIERS + result] != 0:
+                        _transfer(call, result, start + offset, count, out)
+                if bad >= 0.0 and first_bad < 0:
+                    first_bad = start + offset + np.int64(bad)
         if summing:
-            if np.isnan(total):
-                total = call_maker(call[SUM], (x, y, w, 1.0, 0, count, scratch_at))
-                if np.isnan(total) or suspect:
-                    bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, 0, count, scratch_at))
-                    total = total if bad < 0.0 else np.nan
             sums[block - wave_start] = total
-        if call[EACH_WIDE] != 0:
-            if call_maker(call[EACH_WIDE], (x, y, w, 1.0, wide_at, count, scratch_at)) != 0.0 or suspect:
-                bad = call_maker(call[MARK_BAD_WIDE], (x, labels, 0, 1.0, wide_at, count, scratch_at))
-            length = call[LENGTH]
-            if call[BY_ROWS] != 0:
-                call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), rows_at, count, scratch_at))
-                call_maker(call[FINISH], (call_at + 8 * FACTOR, 0, 0, 1.0, rows_at, count // length, scratch_at))
-                result, item = call[RESULT] + start // length * call[RESULT_ITEM], call[RESULT_ITEM]
-                call_copier(call[STORE], (rows_at, 0, 8, result, 0, item, 1, count // length))
-            else:
-                call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), sums_at, count, scratch_at))
-        for k in range(OPERANDS - LOSS):
-            maker, result = call[EACH_LOSS + k], LOSS + k
-            if maker == 0:
-                continue
-            out = buffers_at + GRADIENT * room
-            if call[COPIERS + result] == 0:
-                out = call[result] + start * call[ITEMS + result]
-            scale, weights = (loss_scale, w) if k == 0 else (gradient_scale, factor)
-            if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect:
-                bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, out, count, scratch_at))
-            if k == 1 and call[CLIP_HALF] != 0:
-                call_maker(call[CLIP_HALF], (0, 0, 0, 1.0, out, count, scratch_at))
-            if call[COPIERS + result] != 0:
-                _transfer(call, result, start, count, out)
-        if bad >= 0.0 and first_bad < 0:
-            first_bad = start + np.int64(bad)
     memory[0] = 0  # Numba frees an array after its last use, and the addresses taken from it are none
     return first_bad
 
@@ -320,7 +343,8 @@ def _part(outer, inner, group, tiles, tile_width):
         part[SIZE] = inner[SIZE] // columns * width
         part[SHAPE + dimensions - 1] = width
         lanes = max(1, LANES // width) * width
-        part[LENGTH], part[STEP] = lanes, BLOCK // lanes * lanes
+        part[LENGTH], part[STEP] = lanes, PIECE // lanes * lanes
+        part[SPAN] = part[STEP]
         place = index * columns + tile * tile_width
     else:
         width = tile_width

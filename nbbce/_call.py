@@ -240,15 +240,16 @@ def checked(
     keepdims: Any = False,
     family: str = "",
     wants_hessian: bool = False,
+    input_name: str = "input",
 ) -> Call:
     """Check the arguments of a public function and gather them in a `Call`."""
-    x = _array(function, "input", input)
+    x = _array(function, input_name, input)
     if not is_float(kind_of(x.dtype)):
-        raise TypeError(f"{function}: 'input' must have dtype {', '.join(FLOATS)}; got {x.dtype}")
+        raise TypeError(f"{function}: {input_name!r} must have dtype {', '.join(FLOATS)}; got {x.dtype}")
     y = _real(function, target_name, target, np.float64 if x.dtype.itemsize == 8 else np.float32)
     shape = x.shape
     if y.shape != shape:
-        raise ValueError(f"{function}: {target_name!r} must have the shape of 'input', {shape}; got {y.shape}")
+        raise ValueError(f"{function}: {target_name!r} must have the shape of {input_name!r}, {shape}; got {y.shape}")
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{function}: 'reduction' must be one of 'mean', 'sum', 'none'; got {reduction!r}")
     result = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
@@ -259,9 +260,9 @@ def checked(
     if family:
         call.family, call.wants_hessian = family, wants_hessian
     if weight is not None:
-        call.weight, call.weight_number = _factor(function, "weight", weight, shape)
+        call.weight, call.weight_number = _factor(function, "weight", weight, shape, repr(input_name))
     if pos_weight is not None:
-        call.pos_weight, call.pos_weight_number = _factor(function, "pos_weight", pos_weight, shape)
+        call.pos_weight, call.pos_weight_number = _factor(function, "pos_weight", pos_weight, shape, repr(input_name))
     if type(label_smoothing) is not float or label_smoothing != 0.0:
         call.label_smoothing = _smoothing(function, label_smoothing)
     if where is not None:

@@ -24,6 +24,7 @@ from nbbce._blocks_cpu import (
     RESULT,
     RESULT_ITEM,
     SHAPE,
+    SPAN,
     STEP,
     TARGET,
     WHERE,
@@ -142,14 +143,17 @@ def _types_and_makers(
     ]
 
 
-def _layout(shape: tuple[int, ...], strides: list[tuple[int, ...]]) -> tuple[list[int], list[list[int]]]:
+def _layout(
+    shape: tuple[int, ...], strides: list[tuple[int, ...]], merge_last: bool
+) -> tuple[list[int], list[list[int]]]:
     """Drop dimensions of one element and merge neighbours that every operand walks as one; at least two are left."""
     extents: list[int] = []
     steps: list[list[int]] = [[] for _ in strides]
     for d, extent in enumerate(shape):
         if extent == 1:
             continue
-        if extents and all(step[-1] == stride[d] * extent for step, stride in zip(steps, strides, strict=True)):
+        may_merge = bool(extents) and (merge_last or d < len(shape) - 1)
+        if may_merge and all(step[-1] == stride[d] * extent for step, stride in zip(steps, strides, strict=True)):
             extents[-1] *= extent
             for step, stride in zip(steps, strides, strict=True):
                 step[-1] = stride[d]
@@ -176,7 +180,7 @@ def _vector(
     check: bool,
     shares: bool,
     wide: str = "",
-    may_be_direct: bool = True,
+    tiled: bool = False,
 ) -> Array:
     """The call as the block walker reads it (see _blocks_cpu.py); `flat`: contiguous operands, walked as one row."""
     x = operands[INPUT]
@@ -184,15 +188,19 @@ def _vector(
     kinds = tuple(None if a is None else kind_of(a.dtype) for a in operands)
     # With a mask the loops change x and y in place, so all are copied to the buffers first.
     masked = operands[WHERE] is not None
-    direct = tuple(a is not None and a.flags.c_contiguous and not masked and may_be_direct for a in operands)
+    direct = tuple(a is not None and a.flags.c_contiguous and not (masked or tiled) for a in operands)
     fields = _types_and_makers(call, kinds, direct, summing, check, shares, wide)
     if flat:
         extents, steps = [1, x.size], [[0, 0 if a is None else a.itemsize] for a in operands]
     else:
         # Where memory is read as it is, strides are not looked at, so any will do.
         strides = [a.strides if a is not None and fields[i] else (0,) * x.ndim for i, a in enumerate(operands)]
-        extents, steps = _layout(x.shape, strides)
+        extents, steps = _layout(x.shape, strides, merge_last=not tiled)
     across = any(0 < abs(step[-2]) < abs(step[-1]) for step in steps[:LOSS]) and extents[-2] > 1
+    # What one loop reads straight from memory goes through it a block at a time; all else in pieces.
+    in_place = all(fields[operand] == 0 for operand in range(OPERANDS)) and not shares
+    several = summing + sum(a is not None for a in operands[LOSS:]) > 1
+    span = generated.BLOCK if in_place and not several else generated.PIECE
     addresses = [0 if a is None else _address(a) for a in operands]
     smoothing = call.label_smoothing
     divisor = float(call.count) if call.reduction == "mean" and call.counts is None else 1.0
@@ -204,6 +212,7 @@ def _vector(
             *_float_bits(*numbers),
             x.size,
             generated.BLOCK,
+            span,
             WINDOW_ACROSS if across else 1,
             walk.address,
             len(extents),
@@ -356,9 +365,9 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
     scale = 1.0 if gradient is None else gradient_scale(call)
     threads = _threads(x.size)
     try:
-        if not columns and rows <= generated.BLOCK:
+        if not columns and rows <= generated.PIECE:
             vector = _vector(call, operands, False, False, False, shares, "row")
-            vector[STEP] = generated.BLOCK // rows * rows
+            vector[STEP] = vector[SPAN] = generated.PIECE // rows * rows
             vector[BY_ROWS], vector[LENGTH] = 1, rows
             vector[RESULT], vector[RESULT_ITEM] = _address(dense), dtype.itemsize
             arguments: tuple[Any, ...] = (vector, 0, 0, 0, 0, 0, 0, call.weight_number, scale)
@@ -366,12 +375,22 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
         else:
             tiles = -(-width // tile)
             first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
-            inner = _vector(call, first, False, False, False, shares, "column", may_be_direct=tiles == 1)
+            inner = _vector(call, first, False, False, False, shares, "column", tiled=tiles > 1)
             lanes = max(1, generated.LANES // tile) * tile
-            inner[LENGTH], inner[STEP] = lanes, generated.BLOCK // lanes * lanes
+            inner[LENGTH], inner[STEP] = lanes, generated.PIECE // lanes * lanes
+            inner[SPAN] = inner[STEP]
             inner[RESULT], inner[RESULT_ITEM] = _address(dense), dtype.itemsize
             segments = min(SEGMENTS, -(-rows * tile // int(inner[STEP])))
-            arguments = (_outer(operands, len(outer)), inner, groups, tiles, tile, segments, call.weight_number, scale)
+            arguments = (
+                _outer(operands, len(outer)),
+                inner,
+                groups * tiles,
+                tiles,
+                tile,
+                segments,
+                call.weight_number,
+                scale,
+            )
             entries = (run_columns_serial, run_columns_parallel)
     except BaseException:
         if threads > 1:

@@ -33,11 +33,18 @@ from nbbce._primitives_cpu import (
 formula = njit(error_model="numpy", forceinline=True)
 
 BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
+# Elements of a block that pass through several loops at a time.  With buffers for whole blocks, what is read from
+# memory and the buffers drive each other out of L1: label shares took 0.45 ns an element, not 0.12, and losses in
+# float64 0.77, not 0.45.
+PIECE = 1024
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
 # Products side by side, and factors before they are renormalised.  Rows of 4 and 2 KiB were the fastest out of cache.
 PRODUCTS_32, DEPTH_32 = 128, 8
 PRODUCTS_64, DEPTH_64 = 64, 4
 HARD = 1024  # the product loops read multiples of this
+# A sum that comes in pieces keeps its lanes in the scratch memory.  `scale` says which piece it is: FIRST + LAST for
+# one that is all.  Before the last one, NaN or 0 is returned.
+FIRST, LAST = 1, 2
 
 F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
 
@@ -785,11 +792,12 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
     product = array_at(scratch_at, PRODUCTS_32, F64)
     exponent = array_at(scratch_at + 8 * PRODUCTS_32, PRODUCTS_32, I64)
-    for j in range(U64(8)):
-        if y[j] != F32(0.0) and y[j] != F32(1.0):
-            return np.nan
-    product[:] = 1.0
-    exponent[:] = 0
+    if I64(scale) & FIRST:
+        for j in range(U64(8)):
+            if y[j] != F32(0.0) and y[j] != F32(1.0):
+                return np.nan
+        product[:] = 1.0
+        exponent[:] = 0
     largest, soft, tiny = U32(0), U32(0), I64(0)
     for row in range(U64(0), U64(count), U64(DEPTH_32 * PRODUCTS_32)):
         for j in range(U64(PRODUCTS_32)):
@@ -810,6 +818,8 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
     if largest > U32(0x3F800000) or soft != U32(0) or tiny > I64(0):
         return np.nan
+    if not I64(scale) & LAST:
+        return 0.0
     width = U64(PRODUCTS_32 // 2)
     while width > U64(0):
         for j in range(width):
@@ -828,11 +838,12 @@ def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, np.uint8)
     product = array_at(scratch_at, PRODUCTS_32, F64)
     exponent = array_at(scratch_at + 8 * PRODUCTS_32, PRODUCTS_32, I64)
-    for j in range(U64(8)):
-        if y[j] != np.uint8(0) and y[j] != np.uint8(1):
-            return np.nan
-    product[:] = 1.0
-    exponent[:] = 0
+    if I64(scale) & FIRST:
+        for j in range(U64(8)):
+            if y[j] != np.uint8(0) and y[j] != np.uint8(1):
+                return np.nan
+        product[:] = 1.0
+        exponent[:] = 0
     largest, soft, tiny = U32(0), np.uint8(0), I64(0)
     for row in range(U64(0), U64(count), U64(DEPTH_32 * PRODUCTS_32)):
         for j in range(U64(PRODUCTS_32)):
@@ -852,6 +863,8 @@ def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
     if largest > U32(0x3F800000) or soft > np.uint8(1) or tiny > I64(0):
         return np.nan
+    if not I64(scale) & LAST:
+        return 0.0
     width = U64(PRODUCTS_32 // 2)
     while width > U64(0):
         for j in range(width):
@@ -870,15 +883,16 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
     product = array_at(scratch_at, PRODUCTS_64, F64)
     exponent = array_at(scratch_at + 8 * PRODUCTS_64, PRODUCTS_64, I64)
-    for j in range(U64(8)):
-        if y[j] != 0.0 and y[j] != 1.0:
-            return np.nan
-    for j in range(U64(PRODUCTS_64)):
-        product[j] = 1.0 + F64(j) / PRODUCTS_64
-    exponent[:] = 0
-    largest, soft, tiny = U64(0), U64(0), I64(0)
     correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)
-    correction[:] = 0.0
+    if I64(scale) & FIRST:
+        for j in range(U64(8)):
+            if y[j] != 0.0 and y[j] != 1.0:
+                return np.nan
+        for j in range(U64(PRODUCTS_64)):
+            product[j] = 1.0 + F64(j) / PRODUCTS_64
+        exponent[:] = 0
+        correction[:] = 0.0
+    largest, soft, tiny = U64(0), U64(0), I64(0)
     for row in range(U64(0), U64(count), U64(DEPTH_64 * PRODUCTS_64)):
         for j in range(U64(PRODUCTS_64)):
             p = product[j]
@@ -900,6 +914,8 @@ def hard_sum_float64_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
     if largest > U64(0x3FF0000000000000) or soft != U64(0) or tiny > I64(0):
         return np.nan
+    if not I64(scale) & LAST:
+        return 0.0
     width = U64(PRODUCTS_64 // 2)
     while width > U64(0):
         for j in range(width):
@@ -918,15 +934,16 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, np.uint8)
     product = array_at(scratch_at, PRODUCTS_64, F64)
     exponent = array_at(scratch_at + 8 * PRODUCTS_64, PRODUCTS_64, I64)
-    for j in range(U64(8)):
-        if y[j] != np.uint8(0) and y[j] != np.uint8(1):
-            return np.nan
-    for j in range(U64(PRODUCTS_64)):
-        product[j] = 1.0 + F64(j) / PRODUCTS_64
-    exponent[:] = 0
-    largest, soft, tiny = U64(0), np.uint8(0), I64(0)
     correction = array_at(scratch_at + 16 * PRODUCTS_64, PRODUCTS_64, F64)
-    correction[:] = 0.0
+    if I64(scale) & FIRST:
+        for j in range(U64(8)):
+            if y[j] != np.uint8(0) and y[j] != np.uint8(1):
+                return np.nan
+        for j in range(U64(PRODUCTS_64)):
+            product[j] = 1.0 + F64(j) / PRODUCTS_64
+        exponent[:] = 0
+        correction[:] = 0.0
+    largest, soft, tiny = U64(0), np.uint8(0), I64(0)
     for row in range(U64(0), U64(count), U64(DEPTH_64 * PRODUCTS_64)):
         for j in range(U64(PRODUCTS_64)):
             p = product[j]
@@ -948,6 +965,8 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             product[j] = float64_of_bits((bits & U64(0x000FFFFFFFFFFFFF)) | U64(0x3FF0000000000000))
     if largest > U64(0x3FF0000000000000) or soft > np.uint8(1) or tiny > I64(0):
         return np.nan
+    if not I64(scale) & LAST:
+        return 0.0
     width = U64(PRODUCTS_64 // 2)
     while width > U64(0):
         for j in range(width):
@@ -979,7 +998,8 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         array_at(scratch_at + 20 * LANES, LANES, F32),
         array_at(scratch_at + 24 * LANES, LANES, F32),
     )
-    lanes[:] = 0.0
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
     largest_x = U32(0)
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
@@ -1000,8 +1020,9 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 loss = wide_loss(x[row + j], F64(y[row + j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
                 lanes[j] = fma(w[row + j], loss, lanes[j])
-    bad = largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000)
-    return np.nan if bad else fold(lanes)
+    if largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000):
+        return np.nan
+    return fold(lanes) if I64(scale) & LAST else 0.0
 
 
 @maker
@@ -1076,7 +1097,7 @@ def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
 @maker
 def shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
-    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes = array_at(scratch_at, LANES, F64)
     t, q, e, g, h = (
@@ -1086,7 +1107,8 @@ def shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         array_at(scratch_at + 20 * LANES, LANES, F32),
         array_at(scratch_at + 24 * LANES, LANES, F32),
     )
-    lanes[:] = 0.0
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
     largest_x = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
@@ -1107,14 +1129,15 @@ def shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                     x[row + j], a[row + j], b[row + j], F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j])
                 )
                 lanes[j] = fma(w[row + j], loss, lanes[j])
-    bad = largest_x > U32(0x3F800000)
-    return np.nan if bad else fold(lanes)
+    if largest_x > U32(0x3F800000):
+        return np.nan
+    return fold(lanes) if I64(scale) & LAST else 0.0
 
 
 @maker
 def each_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for the label's shares, times w, in float64: for sums along an axis."""
-    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     out = array_at(out_at, BLOCK, F64)
     t, q, e, g, h = (
@@ -1145,7 +1168,7 @@ def each_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 @maker
 def each_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for the label's shares, times w and `scale`, rounded once."""
-    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     out = array_at(out_at, BLOCK, F32)
     t, q, e, g, h = (
@@ -1184,8 +1207,9 @@ def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
-    lanes[:] = 0.0
-    errors[:] = 0.0
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+        errors[:] = 0.0
     largest_x = U64(0)
     largest_y = U64(0)
     for row in range(U64(0), U64(count), U64(LANES)):
@@ -1203,18 +1227,20 @@ def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 losses[j] *= w[row + j]
         add_exactly(lanes, errors, losses)
-    bad = largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000)
-    return np.nan if bad else fold_exactly(lanes, errors)
+    if largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000):
+        return np.nan
+    return fold_exactly(lanes, errors) if I64(scale) & LAST else 0.0
 
 
 @maker
 def shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
-    x, a, b = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    x, a, b = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
-    lanes[:] = 0.0
-    errors[:] = 0.0
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+        errors[:] = 0.0
     largest_x = U64(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
@@ -1228,8 +1254,9 @@ def shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 losses[j] *= w[row + j]
         add_exactly(lanes, errors, losses)
-    bad = largest_x > U64(0x3FF0000000000000)
-    return np.nan if bad else fold_exactly(lanes, errors)
+    if largest_x > U64(0x3FF0000000000000):
+        return np.nan
+    return fold_exactly(lanes, errors) if I64(scale) & LAST else 0.0
 
 
 @maker
@@ -1244,7 +1271,8 @@ def logits_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         array_at(scratch_at + 16 * LANES, LANES, F32),
         array_at(scratch_at + 20 * LANES, LANES, F32),
     )
-    lanes[:] = 0.0
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
@@ -1262,8 +1290,9 @@ def logits_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 loss = logits_wide_loss(x[row + j], F64(y[row + j]), F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j]))
                 lanes[j] = fma(w[row + j], loss, lanes[j])
-    bad = largest_y > U32(0x3F800000)
-    return np.nan if bad else fold(lanes)
+    if largest_y > U32(0x3F800000):
+        return np.nan
+    return fold(lanes) if I64(scale) & LAST else 0.0
 
 
 @maker
@@ -1330,7 +1359,7 @@ def each_logits_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, sc
 @maker
 def logits_shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
-    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes = array_at(scratch_at, LANES, F64)
     r, s, power, h = (
@@ -1339,7 +1368,8 @@ def logits_shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at
         array_at(scratch_at + 16 * LANES, LANES, F32),
         array_at(scratch_at + 20 * LANES, LANES, F32),
     )
-    lanes[:] = 0.0
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
         for j in range(width):
@@ -1357,13 +1387,13 @@ def logits_shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at
                     x[row + j], a[row + j], b[row + j], F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j])
                 )
                 lanes[j] = fma(w[row + j], loss, lanes[j])
-    return fold(lanes)
+    return fold(lanes) if I64(scale) & LAST else 0.0
 
 
 @maker
 def each_logits_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for the label's shares, times w, in float64: for sums along an axis."""
-    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     out = array_at(out_at, BLOCK, F64)
     r, s, power, h = (
@@ -1390,7 +1420,7 @@ def each_logits_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch
 @maker
 def each_logits_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for the label's shares, times w and `scale`, rounded once."""
-    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     out = array_at(out_at, BLOCK, F32)
     r, s, power, h = (
@@ -1425,8 +1455,9 @@ def logits_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
-    lanes[:] = 0.0
-    errors[:] = 0.0
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+        errors[:] = 0.0
     largest_y = U64(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
@@ -1440,18 +1471,20 @@ def logits_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 losses[j] *= w[row + j]
         add_exactly(lanes, errors, losses)
-    bad = largest_y > U64(0x3FF0000000000000)
-    return np.nan if bad else fold_exactly(lanes, errors)
+    if largest_y > U64(0x3FF0000000000000):
+        return np.nan
+    return fold_exactly(lanes, errors) if I64(scale) & LAST else 0.0
 
 
 @maker
 def logits_shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
-    x, a, b = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * BLOCK, BLOCK, F64)
+    x, a, b = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
-    lanes[:] = 0.0
-    errors[:] = 0.0
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+        errors[:] = 0.0
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
         losses = array_at(scratch_at + 16 * LANES, width, F64)
@@ -1461,7 +1494,7 @@ def logits_shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at
             for j in range(width):
                 losses[j] *= w[row + j]
         add_exactly(lanes, errors, losses)
-    return fold_exactly(lanes, errors)
+    return fold_exactly(lanes, errors) if I64(scale) & LAST else 0.0
 
 
 # Sums of float32 logits.  Of log(1+e) too a sum is the logarithm of a product: LANES products of at most 2^16 run side
@@ -1477,8 +1510,9 @@ def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
         array_at(scratch_at + 20 * LANES, LANES, F32),
         array_at(scratch_at + 24 * LANES, LANES, F32),
     )
-    lanes[:] = 0.0
-    product[:] = 1.0
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+        product[:] = 1.0
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
@@ -1495,6 +1529,8 @@ def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
             product[j] *= fma((1.0 + F64(r[j])) + F64(s[j]), F64(power[j]), 1.0)
     if largest_y > U32(0x3F800000):
         return np.nan
+    if not I64(scale) & LAST:
+        return 0.0
     exponent = 0
     for j in range(U64(LANES)):
         bits = bits_of_float64(product[j])
@@ -1565,7 +1601,7 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 def each_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The gradient of each element for the label's shares, times w and `scale`."""
     size = U64(count)
-    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     largest_x = U32(0)
@@ -1688,7 +1724,7 @@ def each_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 def each_shares_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for the label's shares, times w and `scale`."""
     size = U64(count)
-    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
     largest_x = U64(0)
@@ -1710,7 +1746,7 @@ def each_shares_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at)
 def each_shares_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The gradient of each element for the label's shares, times w and `scale`."""
     size = U64(count)
-    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
     largest_x = U64(0)
@@ -1823,7 +1859,7 @@ def each_logits_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
 def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The gradient of each element for the label's shares, times w and `scale`."""
     size = U64(count)
-    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     for i in range(size):
@@ -1841,7 +1877,7 @@ def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, 
 def each_logits_shares_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The hessian of each element for the label's shares, times w and `scale`."""
     size = U64(count)
-    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     for i in range(size):
@@ -1969,7 +2005,7 @@ def each_logits_hessian_float64(x_at, y_at, w_at, scale, out_at, count, scratch_
 def each_logits_shares_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for the label's shares, times w and `scale`."""
     size = U64(count)
-    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
     for i in range(size):
@@ -1987,7 +2023,7 @@ def each_logits_shares_loss_float64(x_at, y_at, w_at, scale, out_at, count, scra
 def each_logits_shares_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The gradient of each element for the label's shares, times w and `scale`."""
     size = U64(count)
-    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
     for i in range(size):
@@ -2005,7 +2041,7 @@ def each_logits_shares_gradient_float64(x_at, y_at, w_at, scale, out_at, count, 
 def each_logits_shares_hessian_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The hessian of each element for the label's shares, times w and `scale`."""
     size = U64(count)
-    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64)
+    x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
     for i in range(size):
@@ -2049,7 +2085,7 @@ def logits_check_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def shares_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Shares of the labels, float64: a at `out` stands for 1-y, and b, a block behind it, for y.
+    """Shares of the labels, float64: a at `out` stands for 1-y, and b, a piece behind it, for y.
 
     At `x` are three numbers: label smoothing makes a label y keep + half, and b has the factor `positive`, or those at
     `w`, if any.  Returns 1.0 if it met bits above those of 1.0 in y.
@@ -2057,7 +2093,7 @@ def shares_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     size = U64(count)
     numbers, y, positives = array_at(x_at, 3, F64), array_at(y_at, size, F32), array_at(w_at, size, F64)
     keep, half, positive = numbers[0], numbers[1], numbers[2]
-    a, b = array_at(out_at, size, F64), array_at(out_at + 8 * BLOCK, size, F64)
+    a, b = array_at(out_at, size, F64), array_at(out_at + 8 * PIECE, size, F64)
     largest = U32(0)
     for i in range(size):
         yi = y[i]
@@ -2102,7 +2138,7 @@ def clip_half_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def shares_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Shares of the labels, float64: a at `out` stands for 1-y, and b, a block behind it, for y.
+    """Shares of the labels, float64: a at `out` stands for 1-y, and b, a piece behind it, for y.
 
     At `x` are three numbers: label smoothing makes a label y keep + half, and b has the factor `positive`, or those at
     `w`, if any.  Returns 1.0 if it met bits above those of 1.0 in y.
@@ -2110,7 +2146,7 @@ def shares_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     size = U64(count)
     numbers, y, positives = array_at(x_at, 3, F64), array_at(y_at, size, F64), array_at(w_at, size, F64)
     keep, half, positive = numbers[0], numbers[1], numbers[2]
-    a, b = array_at(out_at, size, F64), array_at(out_at + 8 * BLOCK, size, F64)
+    a, b = array_at(out_at, size, F64), array_at(out_at + 8 * PIECE, size, F64)
     largest = U64(0)
     for i in range(size):
         yi = y[i]
@@ -2155,9 +2191,9 @@ def clip_half_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def blank_shares(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Where the mask at `out` is False, both shares of the label (at `y`, a block apart) become 0."""
+    """Where the mask at `out` is False, both shares of the label (at `y`, a piece apart) become 0."""
     size = U64(count)
-    a, b, mask = array_at(y_at, size, F64), array_at(y_at + 8 * BLOCK, size, F64), array_at(out_at, size, np.uint8)
+    a, b, mask = array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64), array_at(out_at, size, np.uint8)
     for i in range(size):
         a[i] = a[i] if mask[i] else 0.0
         b[i] = b[i] if mask[i] else 0.0

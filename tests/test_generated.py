@@ -337,8 +337,9 @@ def made(maker: str, x: np.ndarray, y: np.ndarray, count: int, out: np.ndarray |
     """What a compiled maker returns for the block of `x` and `y`, which fills `out` if it makes something of each."""
     scratch = np.empty(64 * generated.LANES, np.uint8)  # more than any maker needs
     native = MAKER(getattr(generated, maker).address)
+    scale = float(generated.FIRST + generated.LAST) if out is None else 1.0
     return native(
-        x.ctypes.data, y.ctypes.data, 0, 1.0, 0 if out is None else out.ctypes.data, count, scratch.ctypes.data
+        x.ctypes.data, y.ctypes.data, 0, scale, 0 if out is None else out.ctypes.data, count, scratch.ctypes.data
     )
 
 
