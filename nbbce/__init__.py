@@ -8,6 +8,8 @@ from nbbce.functional import (
     binary_cross_entropy_with_logits_grad,
     binary_cross_entropy_with_logits_grad_and_hess,
     binary_cross_entropy_with_logits_value_and_grad,
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_value_and_grad,
 )
 
 __version__ = "0.1.0"
@@ -20,4 +22,6 @@ __all__ = [
     "binary_cross_entropy_with_logits_grad",
     "binary_cross_entropy_with_logits_grad_and_hess",
     "binary_cross_entropy_with_logits_value_and_grad",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_value_and_grad",
 ]

@@ -48,20 +48,19 @@ BY_ROWS, LENGTH, RESULT, RESULT_ITEM = range(43, 47)
 # Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
 # needs floats, and 0 says that labels are floats when loaded.
 WIDEN = 47
-# Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out.
-KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT = range(48, 54)
+# Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out;
+# those of the focal loss, which its loops find before their scratch memory.
+KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(48, 57)
 # Elements in all, of a block, and of the pieces that it is computed in; blocks that are loaded at once: more than one
 # where memory runs across the rows of the array, so that a cache line serves several rows while it is there.
-SIZE, STEP, SPAN, WINDOW = range(54, 58)
+SIZE, STEP, SPAN, WINDOW = range(57, 61)
 # Address of `walk`.
-WALK = 58
-DIMENSIONS = 59
-SHAPE = 60  # the shape starts here; the operands' strides follow
+WALK = 61
+DIMENSIONS = 62
+SHAPE = 63  # the shape starts here; the operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
-# A block shorter than HARD goes to the sum of losses, which reads multiples of LANES: one element is then summed with
-# 255 of x = y = 0, which takes 0.1 us.
 
 loop = njit(error_model="numpy", nogil=True)
 
@@ -152,14 +151,15 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
         plain = plain and (call[operand] == 0 or (operand >= LOSS and call[COPIERS + operand] == 0))
     rooms = 2 if plain else OPERANDS
     extra = piece_room if plain else 3 * piece_room + 16 * PIECE
-    memory = np.empty(160 + 32 * LANES + rooms * room + extra, np.uint8)
+    memory = np.empty(160 + 48 * LANES + rooms * room + extra, np.uint8)
     loaded = array_at(memory.ctypes.data, WHERE + 1, np.int64)  # addresses of the operands' windows, and in them of
     at = array_at(memory.ctypes.data + 80, WHERE + 1, np.int64)  # the piece at hand
     scratch_at = memory.ctypes.data + 160
-    buffers_at = scratch_at + 32 * LANES
+    buffers_at = scratch_at + 48 * LANES
     widened_at = buffers_at + rooms * room
     wide_at, rows_at, shares_at = widened_at + piece_room, widened_at + 2 * piece_room, widened_at + 3 * piece_room
     blank = array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0]
+    copy_bytes(scratch_at - 32, call_at + 8 * GAMMA, 24)
     for operand in range(WHERE + 1):
         at[operand] = 0
     first_bad = -1

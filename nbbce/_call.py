@@ -38,7 +38,9 @@ class Call:
     wants_value: bool
     wants_gradient: bool
     family: str = field(default="", init=False)
-    """Prefix of the generated loops: '' for probabilities, 'logits_' for logits."""
+    """Prefix of the generated loops: '' for probabilities, 'logits_' and 'focal_' for logits."""
+    focal: tuple[float, float, float] = field(default=(0.0, 1.0, 1.0), init=False)
+    """For the focal loss: gamma, and alpha and 1 - alpha or both 1."""
     target_name: str = field(default="target", init=False)
     weight: Array | None = field(default=None, init=False)
     weight_number: float = field(default=1.0, init=False)
@@ -47,7 +49,7 @@ class Call:
     label_smoothing: float = field(default=0.0, init=False)
     where: Array | None = field(default=None, init=False)
     axes: tuple[int, ...] | None = field(default=None, init=False)
-    """Axes to reduce, if some but not all, or if they are to be kept: the result is then an array."""
+    """Axes to reduce, if some but not all."""
     result_shape: tuple[int, ...] = field(default=(), init=False)
     """Shape of a sum or mean."""
     counts: Array | None = field(default=None, init=False)
@@ -105,16 +107,21 @@ def _number(value: object) -> float | None:
     return None
 
 
+def _fitting(function: str, name: str, value: object) -> float | None:
+    """The same; a ValueError for an integer that no float64 holds."""
+    try:
+        return _number(value)
+    except OverflowError:
+        raise ValueError(f"{function}: {name!r} must fit a float64; got a larger number") from None
+
+
 def _factor(
     function: str, name: str, value: Any, shape: tuple[int, ...], whose: str = "'input'"
 ) -> tuple[Array | None, float]:
     """A weight, as (array of `shape`, 1.0) or (None, number).  Broadcasting makes a view, not a copy."""
     if value is None:
         return None, 1.0
-    try:
-        number = _number(value)
-    except OverflowError:
-        raise ValueError(f"{function}: {name!r} must fit a float64; got a larger number") from None
+    number = _fitting(function, name, value)
     if number is not None:
         return None, number
     if not is_array(value) and not is_on_device(value):
@@ -186,7 +193,7 @@ def _overlap(a: Array, b: Array) -> bool:
 
 def _smoothing(function: str, value: Any) -> float:
     """The share of a label that label smoothing gives away."""
-    number = _number(value)
+    number = _fitting(function, "label_smoothing", value)
     if number is None:
         raise TypeError(f"{function}: 'label_smoothing' must be a real number; got {_describe(value)}")
     if not 0.0 <= number <= 1.0:
@@ -194,12 +201,29 @@ def _smoothing(function: str, value: Any) -> float:
     return number
 
 
+def take_focal(call: Call, alpha: Any, gamma: Any) -> None:
+    """Check `alpha` and `gamma` of the focal loss, and put them into the call."""
+    function = call.function
+    exponent = _fitting(function, "gamma", gamma)
+    if exponent is None:
+        raise TypeError(f"{function}: 'gamma' must be a real number; got {_describe(gamma)}")
+    if not 0.0 <= exponent < math.inf:
+        raise ValueError(f"{function}: 'gamma' must be finite and at least 0; got {exponent}")
+    share = -1.0 if alpha is None else _fitting(function, "alpha", alpha)
+    if share is None:
+        raise TypeError(f"{function}: 'alpha' must be a real number or None; got {_describe(alpha)}")
+    if not share <= 1.0:
+        raise ValueError(f"{function}: 'alpha' must be at most 1; got {share}")
+    call.focal = (exponent, 1.0, 1.0) if share < 0.0 else (exponent, share, 1.0 - share)
+
+
 def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
     """Check `axis` and `keepdims`, and put into the call what they ask for."""
     function, shape = call.function, call.input.shape
+    if call.reduction == "none":
+        name, value, wanted = ("keepdims", keepdims, False) if axis is None else ("axis", axis, None)
+        raise ValueError(f"{function}: {name!r} must be {wanted} with reduction 'none'; got {value!r}")
     if axis is not None:
-        if call.reduction == "none":
-            raise ValueError(f"{function}: 'axis' must be None with reduction 'none'; got {axis!r}")
         for item in axis if isinstance(axis, tuple) else (axis,):
             if isinstance(item, (bool, np.bool_)) or not hasattr(item, "__index__"):
                 raise TypeError(f"{function}: 'axis' must be None, an integer or a tuple of integers; got {axis!r}")
@@ -207,11 +231,11 @@ def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
         axes = normalize_axis_tuple(axis, len(shape))
     else:
         axes = tuple(range(len(shape)))
-    if call.reduction == "none" or (len(axes) == len(shape) and not keepdims):
-        return
-    call.axes = tuple(sorted(axes))
     kept_shape = tuple(1 if d in axes else n for d, n in enumerate(shape))
     call.result_shape = kept_shape if keepdims else tuple(n for d, n in enumerate(shape) if d not in axes)
+    if len(axes) == len(shape):
+        return
+    call.axes = tuple(sorted(axes))
     elements = math.prod(shape[d] for d in axes)
     if call.where is None:
         call.count = elements

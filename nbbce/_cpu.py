@@ -46,8 +46,8 @@ WINDOW_ACROSS = 8
 # Columns that are added up side by side where rows are added (see _columns), and segments that rows are cut into.
 TILE, SEGMENTS = 1024, 32
 
-# x where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite logit makes no NaN.
-BLANK = {"": 0.0, "logits_": -1e30}
+# The logit where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite one makes no NaN.
+BLANK = -1e30
 
 # One parallel launch at a time: the `workqueue` layer aborts the process when two threads launch at once, and with
 # the others a second launch would only share the same cores.  Who does not get the lock runs serially.
@@ -100,8 +100,10 @@ def _types_and_makers(
     seen = (computed, computed, "float64", "float64", "float64", "uint8", computed, computed, computed)
     sizes = {"float64": 8, "float32": 4, "uint8": 1}
     # Labels of one byte in memory are summed as they are.
-    hard = summing and w is None and not (shares or check) and not (call.family and computed == "float64")
-    as_bytes = hard and not call.family and direct[TARGET] and y in ("uint8", "int8")
+    family = call.family
+    has_products = not family or (family == "logits_" and computed == "float32")
+    hard = has_products and summing and w is None and not (shares or check)
+    as_bytes = hard and not family and direct[TARGET] and y in ("uint8", "int8")
 
     def address(name: str, wanted: object = True) -> int:
         return int(getattr(generated, name).address) if wanted else 0
@@ -112,26 +114,28 @@ def _types_and_makers(
         pair = f"{inner}_to_{kind}" if operand >= LOSS else f"{kind}_to_{inner}"
         copiers.append(address(f"copy_{pair}", kind is not None and not in_place))
     items = [1 if operand == TARGET and as_bytes else sizes[inner] for operand, inner in enumerate(seen)]
-    hard_sum = "logits_product_sum_float32" if call.family else f"hard_sum_{computed}_{'byte' if as_bytes else 'float'}"
-    family = call.family
+    hard_sum = "logits_product_sum_float32" if family else f"hard_sum_{computed}_{'byte' if as_bytes else 'float'}"
+    # The domain is that of the labels alone for every logit.
+    domain = "logits_" if family else ""
     labels = f"{family}shares_" if shares else family
     each = [f"each_{labels}{what}_{computed}" for what in ("loss", "gradient", "hessian")]
-    if computed == "float32" and not shares and (w is not None or call.weight_number != 1.0):
+    rounded_once = computed == "float64" or family == "focal_"
+    if not rounded_once and not shares and (w is not None or call.weight_number != 1.0):
         each[0] = f"each_{family}weighted_loss_float32"
     return [
         *copiers,
         *items,
         address(hard_sum, hard),
-        address(f"{family}check_{computed}" if check else f"{labels}sum_{computed}", summing),
+        address(f"{domain}check_{computed}" if check else f"{labels}sum_{computed}", summing),
         *(address(maker, kind) for maker, kind in zip(each, results, strict=True)),
-        address(f"{family}mark_bad_{computed}"),
+        address(f"{domain}mark_bad_{computed}"),
         address(f"blank_{computed}", mask),
         address(f"clip_half_{computed}", results[1] == "float16" and not family),
         address(f"shares_{computed}", shares),
         address("blank_shares", shares and mask),
         address("multiply", results[1:] != [None, None] and (grad_output or mask)),
         address(f"each_{labels}{'wide_loss' if computed == 'float32' else 'loss_float64'}", wide),
-        address(f"{family}mark_bad_{'wide' if computed == 'float32' else computed}", wide),
+        address(f"{domain}mark_bad_{'wide' if computed == 'float32' else computed}", wide),
         address("column_sums" if wide == "column" else f"row_sums_{computed}", wide),
         address("finish", wide),
         address(f"copy_float64_to_{kind_of(call.dtype) if call.counts is None else 'float64'}", wide),
@@ -202,9 +206,9 @@ def _vector(
     several = summing + sum(a is not None for a in operands[LOSS:]) > 1
     span = generated.BLOCK if in_place and not several else generated.PIECE
     addresses = [0 if a is None else _address(a) for a in operands]
-    smoothing = call.label_smoothing
+    smoothing, blank = call.label_smoothing, BLANK if call.family else 0.0
     divisor = float(call.count) if call.reduction == "mean" and call.counts is None else 1.0
-    numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, call.weight_number, divisor, BLANK[call.family])
+    numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, call.weight_number, divisor, blank, *call.focal)
     return np.array(
         [
             *addresses,
@@ -279,7 +283,7 @@ def _pass(
         and (hessian is None or hessian.flags.c_contiguous)
     ):
         loss_type, gradient_type = None if loss is None else loss.dtype, None if gradient is None else gradient.dtype
-        options = (call.pos_weight_number, call.label_smoothing) if shares else None
+        options = (call.pos_weight_number, call.label_smoothing) if shares else call.focal
         key = (
             x.dtype,
             y.dtype,
@@ -456,7 +460,7 @@ def run(call: Call) -> tuple[Any, Any]:
     if call.reduction == "mean":
         total = total / call.count if call.count else np.nan
     value = call.dtype.type(total)
-    if call.axes is not None:  # of an empty array
+    if call.result_shape:  # of dimensions that are kept, or of an empty array
         value = np.full(call.result_shape, value)
     if call.value_out is not None:
         call.value_out[...] = value

@@ -42,8 +42,8 @@ LANES = 256  # float64 sums or products side by side: a warp of 32 threads with 
 PRODUCTS_32, DEPTH_32 = 128, 8
 PRODUCTS_64, DEPTH_64 = 64, 4
 HARD = 1024  # the product loops read multiples of this
-# A sum that comes in pieces keeps its lanes in the scratch memory.  `scale` says which piece it is: FIRST + LAST for
-# one that is all.  Before the last one, NaN or 0 is returned.
+# A sum that comes in pieces keeps its lanes in the first 32 * LANES bytes of the scratch memory.  `scale` says which
+# piece it is: FIRST + LAST for one that is all.  Before the last one, NaN or 0 is returned.
 FIRST, LAST = 1, 2
 
 F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
@@ -513,7 +513,8 @@ def log1p_short_float64(u):
 
 
 # The loss.  `wrong` is the label's share on the wrong side and `error` its rounding error; `whole` is
-# the share of log(1+e), 1 but for weights.  Where that is all there is, `late` is multiplied in last.
+# the share of log(1+e), 1 but for weights.  What comes second is to be multiplied in last, after any
+# weight: `late`, where log(1+e) is all there is, else 1.  So it is with the derivatives.
 @formula
 def loss_of_sides_float32(z, wrong, error, whole):
     a = -z if z < F32(0.0) else z
@@ -522,7 +523,7 @@ def loss_of_sides_float32(z, wrong, error, whole):
     short = log1p_short_float32(u * late)
     clear = wrong == F32(0.0)
     u *= whole if clear else whole * late
-    return (fma(-u, short, fma(wrong, F32(0.0) if clear else a, error * held)) + u) * (late if clear else F32(1.0))
+    return fma(-u, short, fma(wrong, F32(0.0) if clear else a, error * held)) + u, late if clear else F32(1.0)
 
 
 # The same in float64.
@@ -534,7 +535,7 @@ def loss_of_sides_float64(z, wrong, error, whole):
     short = log1p_short_float64(u * late)
     clear = wrong == 0.0
     u *= whole if clear else whole * late
-    return (fma(-u, short, fma(wrong, 0.0 if clear else a, error * held)) + u) * (late if clear else 1.0)
+    return fma(-u, short, fma(wrong, 0.0 if clear else a, error * held)) + u, late if clear else 1.0
 
 
 # The gradient: n/d with n = wrong - right e and d = 1+e, the quotient corrected by its residual, in
@@ -553,8 +554,8 @@ def gradient_of_sides_float32(z, wrong, wrong_error, right, right_error):
     d = F32(1.0) + e
     reciprocal = F32(1.0) / d
     q = n * reciprocal
-    q = fma(fma(-q, d, n) + fma(-q, (F32(1.0) - d) + e, n_error), reciprocal, q) * last
-    return q if z > F32(0.0) else -q
+    q = fma(fma(-q, d, n) + fma(-q, (F32(1.0) - d) + e, n_error), reciprocal, q)
+    return q if z > F32(0.0) else -q, last
 
 
 # The same in float64.
@@ -572,8 +573,8 @@ def gradient_of_sides_float64(z, wrong, wrong_error, right, right_error):
     d = 1.0 + e
     reciprocal = 1.0 / d
     q = n * reciprocal
-    q = fma(fma(-q, d, n) + fma(-q, (1.0 - d) + e, n_error), reciprocal, q) * last
-    return q if z > 0.0 else -q
+    q = fma(fma(-q, d, n) + fma(-q, (1.0 - d) + e, n_error), reciprocal, q)
+    return q if z > 0.0 else -q, last
 
 
 # The hessian, in the same way: whole e / (1+e)^2.
@@ -588,7 +589,7 @@ def hessian_of_sides_float32(z, whole):
     reciprocal = F32(1.0) / d
     u *= whole
     q = u * reciprocal
-    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q) * late
+    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q), late
 
 
 # The same in float64.
@@ -603,7 +604,7 @@ def hessian_of_sides_float64(z, whole):
     reciprocal = 1.0 / d
     u *= whole
     q = u * reciprocal
-    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q) * late
+    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q), late
 
 
 # The loss of a logit and its label.
@@ -711,6 +712,158 @@ def logits_wide_loss(z, y, r, s, power, h):
 @formula
 def logits_shares_wide_loss(z, a, b, r, s, power, h):
     return logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
+
+
+# Focal loss (Lin et al. 2017, as torchvision has it): with the loss l of a logit and 1-p_t, the share on the wrong
+# side,
+#
+#     focal = share l (1-p_t)^gamma,    1-p_t = (wrong + right e) / (1+e),    share = alpha y + (1-alpha) (1-y),
+#
+# in log space: (1-p_t)^gamma = exp(gamma (log(wrong + right e) - log(1+e))).  gamma multiplies the error of the
+# logarithm, so logarithm, exponential and l are sums of two float64.  float32 too is computed in float64.
+
+
+# a + b and its rounding error (Knuth).
+@formula
+def two_sum_float64(a, b):
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
+
+
+# exp(-(away + rest)) for away in [0, HELD_AWAY] as (u + small) late, good to 2^-56: v is r + low with its
+# error, and 1 + v + (v^2 P(v) + error) is summed with that of each addition.
+@formula
+def exact_exp_float64(away, rest):
+    far = away > LATE_FROM_64
+    shifted = fma(away, -LOG2_E_64, ROUND_64)
+    k = shifted - ROUND_64
+    r = fma(k, -LOG2_HIGH_64, -away)
+    v, v_error = two_sum_float64(r, fma(k, -LOG2_LOW_64, -rest))
+    vv = v * v
+    p = fma(EXP_64_8, vv, EXP_64_6)
+    p = fma(p, vv, EXP_64_4)
+    p = fma(p, vv, EXP_64_2)
+    p = fma(p, vv, EXP_64_0)
+    p_odd = fma(EXP_64_9, vv, EXP_64_7)
+    p_odd = fma(p_odd, vv, EXP_64_5)
+    p_odd = fma(p_odd, vv, EXP_64_3)
+    p_odd = fma(p_odd, vv, EXP_64_1)
+    p = fma(p_odd, v, p)
+    u, small = two_sum_float64(1.0, v)
+    u, error = two_sum_float64(u, fma(vv, p, fma(v, v_error, v_error)))
+    k = U64(bits_of_float64(shifted) + (U64(256) if far else U64(0)))
+    power = float64_of_bits(U64(U64(k << U64(52)) + U64(0x3FF0000000000000)))
+    return u * power, (small + error) * power, LATE_64 if far else 1.0
+
+
+# log(1+e), e = (u + small) late, over late, as a sum of two: e - e s + s z Q(z), s = e/(2+e) + error.
+@formula
+def exact_log1p_float64(u, small, late):
+    e = u * late
+    d = 2.0 + e
+    over = 1.0 / d
+    s = e * over
+    s_error = (fma(-s, d, e) - s * ((2.0 - d) + e)) * over
+    z = s * s
+    zz = z * z
+    q = fma(NEAR_64_8, zz, NEAR_64_6)
+    q = fma(q, zz, NEAR_64_4)
+    q = fma(q, zz, NEAR_64_2)
+    q = fma(q, zz, NEAR_64_0)
+    q_odd = fma(NEAR_64_9, zz, NEAR_64_7)
+    q_odd = fma(q_odd, zz, NEAR_64_5)
+    q_odd = fma(q_odd, zz, NEAR_64_3)
+    q_odd = fma(q_odd, zz, NEAR_64_1)
+    q = fma(q_odd, z, q)
+    product = e * s
+    log, error = two_sum_float64(e, -product)
+    rest = small * late / (1.0 + e) - (fma(e, s, -product) + e * s_error)
+    log, error = two_sum_float64(log, error + fma(s * z, q, rest))
+    return (log, error) if late == 1.0 else (u, small)
+
+
+# log(n + small) for n > 0 as a sum of two: as log_rest_float64, s with its error.
+@formula
+def exact_log_float64(n, small):
+    tiny = n < 1e-290
+    e, m = split_float64(n * 2.0**60 if tiny else n)
+    d = m + 1.0
+    over = 1.0 / d
+    s = (m - 1.0) * over
+    s_error = (fma(-s, d, m - 1.0) - s * (m - (d - 1.0))) * over
+    z = s * s
+    zz = z * z
+    p = fma(LOG_64_6, zz, LOG_64_4)
+    p = fma(p, zz, LOG_64_2)
+    p = fma(p, zz, LOG_64_0)
+    p_odd = fma(LOG_64_5, zz, LOG_64_3)
+    p_odd = fma(p_odd, zz, LOG_64_1)
+    p = fma(p_odd, z, p)
+    e -= 60.0 if tiny else 0.0
+    log, error = two_sum_float64(e * LOG2_HIGH_64, 2.0 * s)
+    return two_sum_float64(log, error + (fma(s * z, p, e * LOG2_LOW_64) + (2.0 * s_error + small / n)))
+
+
+# The loss l and (1-p_t)^gamma, each as a sum of two; they are to be multiplied by `late`.
+@formula
+def focal_parts_float64(z, y, gamma):
+    a = -z if z < 0.0 else z
+    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
+    rest = 1.0 - y
+    error = (1.0 - rest) - y
+    wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
+    clear = wrong == 0.0
+    u, small, late = exact_exp_float64(held, 0.0)
+    tail, tail_error = exact_log1p_float64(u, small, late)
+    # l = wrong |z| + log(1+e)
+    e, last = u * late, late if clear else 1.0
+    paid = wrong * (0.0 if clear else a)
+    paid_error = fma(wrong, held, -wrong * held) + wrong_error * held if a <= HELD_AWAY_64 else 0.0
+    add, add_error = (tail, tail_error) if clear else (tail * late, tail_error * late)
+    loss, loss_error = two_sum_float64(paid, add)
+    loss, loss_error = two_sum_float64(loss, loss_error + add_error + paid_error) if loss < 1e300 else (loss, 0.0)
+    # -log(1-p_t) = log(1+e) - log(wrong + right e), where a hard label on the right side leaves log e = -|z|.
+    product = right * e
+    n, n_error = two_sum_float64(wrong, product)
+    n_error += fma(right, e, -product) + fma(right, small * late, fma(right_error, e, wrong_error))
+    log, log_error = exact_log_float64(1.0 if clear else n, 0.0 if clear else n_error)
+    log, log_error = (-a if a < 1e300 else -1e300, 0.0) if clear else (log, log_error)
+    away, away_error = two_sum_float64(-log, tail * late)
+    away, away_error = two_sum_float64(away, away_error + (tail_error * late - log_error))
+    times = gamma * away
+    times_error = fma(gamma, away, -times) + gamma * away_error
+    beyond = times > HELD_AWAY_64
+    times, times_error = (HELD_AWAY_64, 0.0) if beyond else (times, times_error)
+    power, power_error, power_late = exact_exp_float64(times, times_error)
+    return loss, loss_error, power, power_error, last * power_late
+
+
+# The focal loss of a logit and its label; `positive` is alpha and `negative` 1-alpha, or both 1.
+@formula
+def focal_loss_float64(z, y, gamma, positive, negative):
+    loss, loss_error, power, power_error, late = focal_parts_float64(z, y, gamma)
+    share = fma(positive, y, negative * (1.0 - y))
+    product = loss * power
+    error = fma(loss, power, -product) + fma(loss, power_error, loss_error * power)
+    product += error if product < 1e300 else 0.0
+    return 0.0 if share == 0.0 else share * product, late
+
+
+# Its derivative, share (1-p_t)^gamma (l' + gamma l (1-2y) e / ((1+e) (wrong + right e))).
+@formula
+def focal_gradient_float64(z, y, gamma, positive, negative):
+    a = -z if z < 0.0 else z
+    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
+    loss, _, power, power_error, late = focal_parts_float64(-held if z < 0.0 else held, y, gamma)
+    share = fma(positive, y, negative * (1.0 - y))
+    wrong, right = (1.0 - y, y) if z > 0.0 else (y, 1.0 - y)
+    u, u_late = exp_float64(held)
+    e = u * u_late
+    steep = 1.0 if wrong == 0.0 else e / fma(right, e, wrong)
+    slope, _ = logits_gradient_float64(z, y)
+    total = slope + gamma * loss * ((1.0 - 2.0 * y) * steep / (1.0 + e))
+    return share * (total * (power + power_error)), late
 
 
 # Sums.  Element i of a block goes to lane i mod LANES; lanes are folded by halving.  A block shorter than it
@@ -1466,7 +1619,8 @@ def logits_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             yi = y[row + j]
             bits = bits_of_float64(yi + 0.0)
             largest_y = bits if bits > largest_y else largest_y
-            losses[j] = logits_loss_float64(x[row + j], yi)
+            loss, late = logits_loss_float64(x[row + j], yi)
+            losses[j] = loss * late
         if w_at != 0:
             for j in range(width):
                 losses[j] *= w[row + j]
@@ -1489,7 +1643,8 @@ def logits_shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at
         width = min(U64(LANES), U64(count) - row)
         losses = array_at(scratch_at + 16 * LANES, width, F64)
         for j in range(width):
-            losses[j] = logits_shares_loss_float64(x[row + j], a[row + j], b[row + j])
+            loss, late = logits_shares_loss_float64(x[row + j], a[row + j], b[row + j])
+            losses[j] = loss * late
         if w_at != 0:
             for j in range(width):
                 losses[j] *= w[row + j]
@@ -1807,87 +1962,104 @@ def each_logits_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at)
         yi = y[i]
         bits = bits_of_float32(yi)
         largest_y = bits if bits > largest_y else largest_y
-        out[i] = logits_loss_float32(x[i], yi)
+        value, late = logits_loss_float32(x[i], yi)
+        out[i] = value * late
     return F64(largest_y > U32(0x3F800000))
 
 
 @maker
 def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The gradient of each element for each label, times w and `scale`."""
+    """The gradient of each element for each label, times w and `scale`, rounded once more."""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
+    values = array_at(scratch_at + 32 * LANES, LANES, F32)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F32)
     largest_y = U32(0)
-    for i in range(size):
-        yi = y[i]
-        bits = bits_of_float32(yi)
-        largest_y = bits if bits > largest_y else largest_y
-        out[i] = logits_gradient_float32(x[i], yi)
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * scale)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float32(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = logits_gradient_float32(x[row + j], yi)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return F64(largest_y > U32(0x3F800000))
 
 
 @maker
 def each_logits_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The hessian of each element for each label, times w and `scale`."""
+    """The hessian of each element for each label, times w and `scale`, rounded once more."""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
+    values = array_at(scratch_at + 32 * LANES, LANES, F32)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F32)
     largest_y = U32(0)
-    for i in range(size):
-        yi = y[i]
-        bits = bits_of_float32(yi)
-        largest_y = bits if bits > largest_y else largest_y
-        out[i] = logits_hessian_float32(x[i], yi)
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * scale)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float32(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = logits_hessian_float32(x[row + j], yi)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return F64(largest_y > U32(0x3F800000))
 
 
 @maker
 def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The gradient of each element for the label's shares, times w and `scale`."""
+    """The gradient of each element for the label's shares, times w and `scale`, rounded once more."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
-    for i in range(size):
-        out[i] = F32(logits_shares_gradient_float64(F64(x[i]), a[i], b[i]))
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * scale)
+    values = array_at(scratch_at + 32 * LANES, LANES, F64)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            values[j], lates[j] = logits_shares_gradient_float64(F64(x[row + j]), a[row + j], b[row + j])
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return 0.0
 
 
 @maker
 def each_logits_shares_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The hessian of each element for the label's shares, times w and `scale`."""
+    """The hessian of each element for the label's shares, times w and `scale`, rounded once more."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
-    for i in range(size):
-        out[i] = F32(logits_shares_hessian_float64(F64(x[i]), a[i], b[i]))
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * scale)
+    values = array_at(scratch_at + 32 * LANES, LANES, F64)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            values[j], lates[j] = logits_shares_hessian_float64(F64(x[row + j]), a[row + j], b[row + j])
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return 0.0
 
 
@@ -1937,121 +2109,145 @@ def logits_check_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def each_logits_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The loss of each element for each label, times w and `scale`."""
+    """The loss of each element for each label, times w and `scale`, rounded once more."""
     size = U64(count)
     x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
+    values = array_at(scratch_at + 32 * LANES, LANES, F64)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
     largest_y = U64(0)
-    for i in range(size):
-        yi = y[i]
-        bits = bits_of_float64(yi)
-        largest_y = bits if bits > largest_y else largest_y
-        out[i] = logits_loss_float64(x[i], yi)
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float64(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = logits_loss_float64(x[row + j], yi)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return F64(largest_y > U64(0x3FF0000000000000))
 
 
 @maker
 def each_logits_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The gradient of each element for each label, times w and `scale`."""
+    """The gradient of each element for each label, times w and `scale`, rounded once more."""
     size = U64(count)
     x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
+    values = array_at(scratch_at + 32 * LANES, LANES, F64)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
     largest_y = U64(0)
-    for i in range(size):
-        yi = y[i]
-        bits = bits_of_float64(yi)
-        largest_y = bits if bits > largest_y else largest_y
-        out[i] = logits_gradient_float64(x[i], yi)
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float64(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = logits_gradient_float64(x[row + j], yi)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return F64(largest_y > U64(0x3FF0000000000000))
 
 
 @maker
 def each_logits_hessian_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The hessian of each element for each label, times w and `scale`."""
+    """The hessian of each element for each label, times w and `scale`, rounded once more."""
     size = U64(count)
     x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
+    values = array_at(scratch_at + 32 * LANES, LANES, F64)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
     largest_y = U64(0)
-    for i in range(size):
-        yi = y[i]
-        bits = bits_of_float64(yi)
-        largest_y = bits if bits > largest_y else largest_y
-        out[i] = logits_hessian_float64(x[i], yi)
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float64(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = logits_hessian_float64(x[row + j], yi)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return F64(largest_y > U64(0x3FF0000000000000))
 
 
 @maker
 def each_logits_shares_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The loss of each element for the label's shares, times w and `scale`."""
+    """The loss of each element for the label's shares, times w and `scale`, rounded once more."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
-    for i in range(size):
-        out[i] = logits_shares_loss_float64(x[i], a[i], b[i])
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+    values = array_at(scratch_at + 32 * LANES, LANES, F64)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            values[j], lates[j] = logits_shares_loss_float64(x[row + j], a[row + j], b[row + j])
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return 0.0
 
 
 @maker
 def each_logits_shares_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The gradient of each element for the label's shares, times w and `scale`."""
+    """The gradient of each element for the label's shares, times w and `scale`, rounded once more."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
-    for i in range(size):
-        out[i] = logits_shares_gradient_float64(x[i], a[i], b[i])
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+    values = array_at(scratch_at + 32 * LANES, LANES, F64)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            values[j], lates[j] = logits_shares_gradient_float64(x[row + j], a[row + j], b[row + j])
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return 0.0
 
 
 @maker
 def each_logits_shares_hessian_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The hessian of each element for the label's shares, times w and `scale`."""
+    """The hessian of each element for the label's shares, times w and `scale`, rounded once more."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F64)
-    for i in range(size):
-        out[i] = logits_shares_hessian_float64(x[i], a[i], b[i])
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+    values = array_at(scratch_at + 32 * LANES, LANES, F64)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            values[j], lates[j] = logits_shares_hessian_float64(x[row + j], a[row + j], b[row + j])
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F64(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return 0.0
 
 
@@ -2083,6 +2279,194 @@ def logits_check_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     return np.nan if largest > U64(0x3FF0000000000000) else 0.0
 
 
+# The focal loss has three numbers of its own; they stand before the scratch memory.
+@njit(error_model="numpy", forceinline=True)
+def focal_numbers(scratch_at):
+    numbers = array_at(scratch_at - 32, 3, F64)
+    return numbers[0], numbers[1], numbers[2]
+
+
+@maker
+def focal_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the focal losses of a block, times w (float64, or nothing)."""
+    x, y, w = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(w_at, BLOCK, F64)
+    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    gamma, positive, negative = focal_numbers(scratch_at)
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+        errors[:] = 0.0
+    largest_y = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        losses = array_at(scratch_at + 16 * LANES, width, F64)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            loss, late = focal_loss_float64(F64(x[row + j]), F64(yi), gamma, positive, negative)
+            losses[j] = loss * late
+        if w_at != 0:
+            for j in range(width):
+                losses[j] *= w[row + j]
+        add_exactly(lanes, errors, losses)
+    if largest_y > U32(0x3F800000):
+        return np.nan
+    return fold_exactly(lanes, errors) if I64(scale) & LAST else 0.0
+
+
+@maker
+def each_focal_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The focal loss of each element, times w and `scale`, rounded once."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    w, out = array_at(w_at, size, F64), array_at(out_at, size, F32)
+    gamma, positive, negative = focal_numbers(scratch_at)
+    values, lates = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at + 40 * LANES, LANES, F64)
+    largest_y = U32(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float32(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = focal_loss_float64(F64(x[row + j]), F64(yi), gamma, positive, negative)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(values[j] * scale * lates[j])
+        else:
+            for j in range(width):
+                out[row + j] = F32(values[j] * (w[row + j] * scale) * lates[j])
+    return F64(largest_y > U32(0x3F800000))
+
+
+@maker
+def each_focal_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The focal gradient of each element, times w and `scale`, rounded once."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    w, out = array_at(w_at, size, F64), array_at(out_at, size, F32)
+    gamma, positive, negative = focal_numbers(scratch_at)
+    values, lates = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at + 40 * LANES, LANES, F64)
+    largest_y = U32(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float32(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = focal_gradient_float64(F64(x[row + j]), F64(yi), gamma, positive, negative)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(values[j] * scale * lates[j])
+        else:
+            for j in range(width):
+                out[row + j] = F32(values[j] * (w[row + j] * scale) * lates[j])
+    return F64(largest_y > U32(0x3F800000))
+
+
+@maker
+def each_focal_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The focal loss of each element, times w and `scale`, rounded once."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    w, out = array_at(w_at, size, F64), array_at(out_at, size, F64)
+    gamma, positive, negative = focal_numbers(scratch_at)
+    values, lates = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at + 40 * LANES, LANES, F64)
+    largest_y = U32(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float32(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = focal_loss_float64(F64(x[row + j]), F64(yi), gamma, positive, negative)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F64(values[j] * scale * lates[j])
+        else:
+            for j in range(width):
+                out[row + j] = F64(values[j] * (w[row + j] * scale) * lates[j])
+    return F64(largest_y > U32(0x3F800000))
+
+
+@maker
+def focal_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the focal losses of a block, times w (float64, or nothing)."""
+    x, y, w = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(w_at, BLOCK, F64)
+    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    gamma, positive, negative = focal_numbers(scratch_at)
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+        errors[:] = 0.0
+    largest_y = U64(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        losses = array_at(scratch_at + 16 * LANES, width, F64)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float64(yi + 0.0)
+            largest_y = bits if bits > largest_y else largest_y
+            loss, late = focal_loss_float64(F64(x[row + j]), F64(yi), gamma, positive, negative)
+            losses[j] = loss * late
+        if w_at != 0:
+            for j in range(width):
+                losses[j] *= w[row + j]
+        add_exactly(lanes, errors, losses)
+    if largest_y > U64(0x3FF0000000000000):
+        return np.nan
+    return fold_exactly(lanes, errors) if I64(scale) & LAST else 0.0
+
+
+@maker
+def each_focal_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The focal loss of each element, times w and `scale`, rounded once."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
+    w, out = array_at(w_at, size, F64), array_at(out_at, size, F64)
+    gamma, positive, negative = focal_numbers(scratch_at)
+    values, lates = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at + 40 * LANES, LANES, F64)
+    largest_y = U64(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float64(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = focal_loss_float64(F64(x[row + j]), F64(yi), gamma, positive, negative)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F64(values[j] * scale * lates[j])
+        else:
+            for j in range(width):
+                out[row + j] = F64(values[j] * (w[row + j] * scale) * lates[j])
+    return F64(largest_y > U64(0x3FF0000000000000))
+
+
+@maker
+def each_focal_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The focal gradient of each element, times w and `scale`, rounded once."""
+    size = U64(count)
+    x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
+    w, out = array_at(w_at, size, F64), array_at(out_at, size, F64)
+    gamma, positive, negative = focal_numbers(scratch_at)
+    values, lates = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at + 40 * LANES, LANES, F64)
+    largest_y = U64(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float64(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = focal_gradient_float64(F64(x[row + j]), F64(yi), gamma, positive, negative)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F64(values[j] * scale * lates[j])
+        else:
+            for j in range(width):
+                out[row + j] = F64(values[j] * (w[row + j] * scale) * lates[j])
+    return F64(largest_y > U64(0x3FF0000000000000))
+
+
 @maker
 def shares_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Shares of the labels, float64: a at `out` stands for 1-y, and b, a piece behind it, for y.
@@ -2100,10 +2484,11 @@ def shares_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         bits = bits_of_float32(yi)
         largest = bits if bits > largest else largest
         a[i] = fma(1.0 - F64(yi), keep, half)
-        b[i] = fma(F64(yi), keep, half) * positive
+        share = fma(F64(yi), keep, half)
+        b[i] = share if share == 0.0 else share * positive  # an infinite factor of nothing is nothing
     if w_at != 0:
         for i in range(size):
-            b[i] = b[i] if b[i] == 0.0 else b[i] * positives[i]  # an infinite factor of nothing is nothing
+            b[i] = b[i] if b[i] == 0.0 else b[i] * positives[i]
     return F64(largest > U32(0x3F800000))
 
 
@@ -2153,10 +2538,11 @@ def shares_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         bits = bits_of_float64(yi)
         largest = bits if bits > largest else largest
         a[i] = fma(1.0 - F64(yi), keep, half)
-        b[i] = fma(F64(yi), keep, half) * positive
+        share = fma(F64(yi), keep, half)
+        b[i] = share if share == 0.0 else share * positive  # an infinite factor of nothing is nothing
     if w_at != 0:
         for i in range(size):
-            b[i] = b[i] if b[i] == 0.0 else b[i] * positives[i]  # an infinite factor of nothing is nothing
+            b[i] = b[i] if b[i] == 0.0 else b[i] * positives[i]
     return F64(largest > U64(0x3FF0000000000000))
 
 

@@ -122,7 +122,15 @@ class Job:
     predictions: Source
     targets: Source
     weight: Source | float | None
+    pos_weight: Source | float | None
+    label_smoothing: float
+    logits: bool
     validate: bool
+
+    def sources(self) -> list[Source]:
+        """All that is read."""
+        found = (self.predictions, self.targets, self.weight, self.pos_weight)
+        return [source for source in found if isinstance(source, Source)]
 
     def view(self, array: Array) -> Array:
         """`array` with its dimensions in the order in which the predictions lie in memory, slowest first."""
@@ -134,23 +142,34 @@ class Job:
         # Without the ellipsis a 0-d array would give a number.
         place: Any = (*index, ...)
         x, y = self.view(self.predictions.array)[place], self.view(self.targets.array)[place]
-        w: Any = self.weight
-        if isinstance(w, Source):
-            w = self.view(np.broadcast_to(w.array, self.predictions.array.shape))[place]
+        function = nbbce.binary_cross_entropy_with_logits if self.logits else nbbce.binary_cross_entropy
+        options: dict[str, Any] = {
+            "weight": self._factor(self.weight, place),
+            "pos_weight": self._factor(self.pos_weight, place),
+            "label_smoothing": self.label_smoothing,
+            "validate": self.validate,
+        }
         try:
             if out is None:
-                total = nbbce.binary_cross_entropy(x, y, w, "sum", dtype=np.float64, validate=self.validate)
-                return float(total)
-            nbbce.binary_cross_entropy(x, y, w, "none", out=self.view(out)[place], validate=self.validate)
+                return float(function(x, y, reduction="sum", dtype=np.float64, **options))
+            function(x, y, reduction="none", out=self.view(out)[place], **options)
             return math.nan
         except ValueError as error:
             raise self._out_of_domain(index, x, y) or Problem(one_line(error)) from None
+
+    def _factor(self, weight: Source | float | None, place: Any) -> Any:
+        """A weight, or what of it belongs to the predictions at `place` of their view."""
+        if isinstance(weight, Source):
+            return self.view(np.broadcast_to(weight.array, self.predictions.array.shape))[place]
+        return weight
 
     def _out_of_domain(self, index: Index, x: Array, y: Array) -> Problem | None:
         """The first value outside [0, 1] among those at `index`, by its file and its place in the whole file."""
         if not self.validate:
             return None
-        bad_x, bad_y = ~((x >= 0) & (x <= 1)), ~((y >= 0) & (y <= 1))
+        bad_y = ~((y >= 0) & (y <= 1))
+        # Any number is a logit.
+        bad_x = np.zeros_like(bad_y) if self.logits else ~((x >= 0) & (x <= 1))
         bad = bad_x | bad_y
         if not bad.any():
             return None
@@ -159,24 +178,37 @@ class Job:
         place = [cut.start + int(i) for cut, i in zip(index, here, strict=True)]
         if self.view(self.predictions.array) is not self.predictions.array:
             place.reverse()
-        return Problem(f"values must be in [0, 1]; got {source.name}{place if place else ''} = {values[here]!s}")
+        what = "targets" if self.logits else "values"
+        return Problem(f"{what} must be in [0, 1]; got {source.name}{place if place else ''} = {values[here]!s}")
 
 
 def _add_score(commands: Any) -> None:
     parser = commands.add_parser(
         "score",
         help="the loss of predictions in a file",
-        description="""The binary cross-entropy of predicted probabilities and targets in [0, 1].  A file is .npy
-            (memory-mapped, so it may be larger than memory), .npz (FILE.npz:KEY), or .csv or .csv.gz with a header
-            (FILE.csv:COLUMN, by name or by index from 0); key and column may be left out where there is one.""",
+        description="""The binary cross-entropy of predicted probabilities, or of logits, and targets in [0, 1].  A file
+            is .npy (memory-mapped, so it may be larger than memory), .npz (FILE.npz:KEY), or .csv or .csv.gz with a
+            header (FILE.csv:COLUMN, by name or by index from 0); key and column may be left out where there is one.""",
         epilog="""The time is that of one pass over the arrays, GB/s the bytes of the arrays over it: for .npy it
             includes reading the file, for the others not.""",
         allow_abbrev=False,
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", help="a file of float16, float32 or float64")
     parser.add_argument("targets", metavar="TARGETS", help="a file of any real dtype, of the shape of PREDICTIONS")
+    parser.add_argument("--logits", action="store_true", help="PREDICTIONS are logits: any numbers, infinite ones too")
     parser.add_argument(
         "--weight", metavar="W", help="factor of each loss: a number, or a file that broadcasts to PREDICTIONS"
+    )
+    parser.add_argument(
+        "--pos-weight",
+        metavar="P",
+        help="factor of what the positive share of a target costs: a number, or a file that broadcasts to PREDICTIONS",
+    )
+    parser.add_argument(
+        "--label-smoothing",
+        metavar="A",
+        default="0",
+        help="in [0, 1]: a target Y counts as Y (1 - A) + A/2; default: 0",
     )
     parser.add_argument("--reduction", choices=("mean", "sum", "none"), default="mean", help="default: mean")
     parser.add_argument("--output", metavar="LOSSES.npy", help="where --reduction none writes the losses")
@@ -184,7 +216,7 @@ def _add_score(commands: Any) -> None:
         "--no-validate",
         dest="validate",
         action="store_false",
-        help="let a value outside [0, 1] give NaN instead of an error",
+        help="let a value outside [0, 1] give NaN instead of an error (a logit that is NaN always does)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object (a loss that is not finite as null)")
     parser.set_defaults(run=score)
@@ -196,7 +228,8 @@ def score(arguments: argparse.Namespace) -> str:
     Parameters
     ----------
     arguments : argparse.Namespace
-        `predictions`, `targets`, `weight`, `reduction`, `output`, `validate` and `json`, as the parser makes them.
+        `predictions`, `targets`, `logits`, `weight`, `pos_weight`, `label_smoothing`, `reduction`, `output`,
+        `validate` and `json`, as the parser makes them.
 
     Returns
     -------
@@ -212,8 +245,15 @@ def score(arguments: argparse.Namespace) -> str:
     if (reduction == "none") != (output is not None):
         given = "--output without it" if output is not None else "no --output"
         raise Problem(f"--reduction none must go with --output LOSSES.npy; got {given}")
-    weight = None if arguments.weight is None else _weight(arguments.weight)
-    job = Job(read_array(arguments.predictions), read_array(arguments.targets), weight, arguments.validate)
+    job = Job(
+        weight=_weight("--weight", arguments.weight),
+        pos_weight=_weight("--pos-weight", arguments.pos_weight),
+        label_smoothing=_label_smoothing(arguments.label_smoothing),
+        predictions=read_array(arguments.predictions),
+        targets=read_array(arguments.targets),
+        logits=arguments.logits,
+        validate=arguments.validate,
+    )
     _check(job)
     count = job.predictions.array.size
     if count == 0 and reduction == "mean":
@@ -223,7 +263,7 @@ def score(arguments: argparse.Namespace) -> str:
         loss = total / count if reduction == "mean" else total
     else:
         seconds, loss = _write(output, job), math.nan
-    read = sum(s.array.nbytes for s in (job.predictions, job.targets, weight) if isinstance(s, Source))
+    read = sum(source.array.nbytes for source in job.sources())
     speed = read / seconds / 1e9
     if arguments.json:
         result = {"reduction": reduction, "loss": loss if math.isfinite(loss) else None, "output": output}
@@ -239,20 +279,31 @@ def _duration(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def _weight(text: str) -> Source | float:
+def _weight(option: str, text: str | None) -> Source | float | None:
+    if text is None:
+        return None
     with contextlib.suppress(ValueError):
         return float(text)
     if not is_file_name(text):
-        raise Problem(f"--weight must be a number or a .npy, .npz, .csv or .csv.gz file; got {text!r}")
+        raise Problem(f"{option} must be a number or a .npy, .npz, .csv or .csv.gz file; got {text!r}")
     return read_array(text)
+
+
+def _label_smoothing(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if 0 <= number <= 1:
+            return number
+    raise Problem(f"--label-smoothing must be a number in [0, 1]; got {text!r}")
 
 
 def _check(job: Job) -> None:
     """Dtypes and shapes, in the words of the command line."""
-    x, y, w = job.predictions, job.targets, job.weight
+    x, y = job.predictions, job.targets
+    weights = {"weights": job.weight, "positive weights": job.pos_weight}
     if x.array.dtype.name not in ("float16", "float32", "float64"):
         raise Problem(f"predictions must have dtype float16, float32 or float64; got {x.array.dtype} in {x.name}")
-    for what, source in (("targets", y), ("weights", w)):
+    for what, source in {"targets": y, **weights}.items():
         if isinstance(source, Source) and not is_real(source.array.dtype):
             raise Problem(f"{what} must have a real dtype; got {source.array.dtype} in {source.name}")
     shape = x.array.shape
@@ -260,13 +311,15 @@ def _check(job: Job) -> None:
         raise Problem(
             f"targets must have the shape of the predictions, {shape} in {x.name}; got {y.array.shape} in {y.name}"
         )
-    if isinstance(w, Source):
+    for what, source in weights.items():
+        if not isinstance(source, Source):
+            continue
         try:
-            np.broadcast_to(w.array, shape)
+            np.broadcast_to(source.array, shape)
         except ValueError:
             raise Problem(
-                f"weights must broadcast to the shape of the predictions, {shape} in {x.name}; "
-                f"got {w.array.shape} in {w.name}"
+                f"{what} must broadcast to the shape of the predictions, {shape} in {x.name}; "
+                f"got {source.array.shape} in {source.name}"
             ) from None
 
 
@@ -325,8 +378,7 @@ def _write(output: str, job: Job) -> float:
         raise Problem(f"--output must end in .npy; got {output!r}")
     if path.is_dir():
         raise Problem(f"cannot write {output}: {os.strerror(errno.EISDIR)}")
-    sources = (job.predictions, job.targets, job.weight)
-    if any(isinstance(s, Source) and path.exists() and path.samefile(s.path) for s in sources):
+    if any(path.exists() and path.samefile(source.path) for source in job.sources()):
         raise Problem(f"--output must be another file than the inputs; got {output}")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     x = job.predictions.array

@@ -242,6 +242,144 @@ def test_weight_is_a_number_or_a_file_that_broadcasts(result):
     assert result("x.npy", "y.npy", "--weight", "w.csv")["bytes"] == 32 + 32 + 16
 
 
+# Logits.
+
+
+@pytest.fixture
+def logits():
+    """Logits in both tails and labels, as z.npy and y.npy, and the arrays."""
+    z, y = np.array([2.0, -20.0, 0.5, 40.0, -3.0]), np.array([1, 0, 0.25, 1, 1])
+    np.save("z.npy", z)
+    np.save("y.npy", y)
+    return z, y
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_logits_score_to_the_exact_value(result, logits, dtype):
+    z, y = logits[0].astype(dtype), logits[1]
+    np.save("z.npy", z)
+    exact = reference.total(reference.logits_losses(z, y)) / 5
+    limit = 1e-15 if dtype == "float64" else 2**-23
+    assert result("z.npy", "y.npy", "--logits")["loss"] == pytest.approx(float(exact), rel=limit, abs=0)
+
+
+def test_logits_in_the_tail_have_losses_beyond_the_last_place_of_1(result):
+    np.save("z.npy", [40.0, -100.0])
+    np.save("y.npy", [1, 0])
+    exact = reference.total(reference.logits_losses([40.0, -100.0], [1, 0]))
+    found = result("z.npy", "y.npy", "--logits", "--reduction", "sum")["loss"]
+    assert found == pytest.approx(float(exact), rel=1e-15, abs=0)
+    assert 0 < found < 1e-17
+
+
+def test_logits_change_nothing_but_the_loss_in_json(result, logits):
+    found = result("z.npy", "y.npy", "--logits", "--reduction", "sum")
+    assert found.pop("loss") == pytest.approx(float(reference.total(reference.logits_losses(*logits))), rel=1e-15)
+    assert found.pop("gb_per_second") == pytest.approx(80 / found.pop("seconds") / 1e9)
+    assert found == {"reduction": "sum", "output": None, "count": 5, "bytes": 80}
+
+
+def test_infinite_logit_costs_nothing_on_the_right_side_and_infinity_on_the_wrong_one(result, nbbce_command):
+    np.save("z.npy", [np.inf, -np.inf, 0])
+    np.save("right.npy", [1, 0, 1])
+    np.save("wrong.npy", [1, 1, 1])
+    assert result("z.npy", "right.npy", "--logits")["loss"] == pytest.approx(math.log(2) / 3, rel=1e-15)
+    assert result("z.npy", "wrong.npy", "--logits")["loss"] is None
+    assert "loss   inf (mean)" in nbbce_command("score", "z.npy", "wrong.npy", "--logits")[1]
+
+
+@pytest.mark.parametrize("validate", [[], ["--no-validate"]], ids=["", "--no-validate"])
+def test_logit_that_is_nan_gives_nan(result, nbbce_command, validate):
+    np.save("z.npy", [0.5, np.nan])
+    np.save("y.npy", [0, 1])
+    assert result("z.npy", "y.npy", "--logits", *validate)["loss"] is None
+    code, out, err = nbbce_command("score", "z.npy", "y.npy", "--logits", *validate)
+    assert (code, err) == (0, "")
+    assert "loss   nan (mean)" in out
+
+
+def test_logits_are_read_from_csv(result):
+    write_csv("a.csv", ["z", "y"], ["inf", "1"], ["-inf", "0"], ["0", "1"])
+    assert result("a.csv:z", "a.csv:y", "--logits")["loss"] == pytest.approx(math.log(2) / 3, rel=1e-15)
+
+
+def test_losses_of_logits_are_written(result, logits):
+    result("z.npy", "y.npy", "--logits", "--reduction", "none", "--output", "o.npy")
+    losses = np.load("o.npy")
+    found, message = reference.worst(reference.ulps, losses, reference.logits_losses(*logits), "float64", *logits)
+    assert found <= 2, message
+
+
+def test_weight_of_logits_is_a_factor(result, logits):
+    w = np.array([1, 2, 3, 4, 5], np.uint8)
+    np.save("w.npy", w)
+    exact = reference.total(reference.logits_losses(*logits, w)) / 5
+    found = result("z.npy", "y.npy", "--logits", "--weight", "w.npy")
+    assert found["loss"] == pytest.approx(float(exact), rel=1e-15)
+    assert found["bytes"] == 85
+    exact = reference.total(reference.logits_losses(*logits, 0.5)) / 5
+    assert result("z.npy", "y.npy", "--logits", "--weight", "0.5")["loss"] == pytest.approx(float(exact), rel=1e-15)
+
+
+def test_logits_of_no_dimension_are_scored(result, problem):
+    np.save("z.npy", np.float32(2))
+    np.save("y.npy", np.uint8(1))
+    np.save("bad.npy", np.uint8(2))
+    exact = math.log1p(math.exp(-2))
+    assert result("z.npy", "y.npy", "--logits", "--pos-weight", "y.npy")["loss"] == pytest.approx(exact, rel=1e-6)
+    assert problem("z.npy", "bad.npy", "--logits") == "targets must be in [0, 1]; got bad.npy = 2"
+
+
+# Positive weights and label smoothing, for both kinds of predictions.
+
+BOTH = pytest.mark.parametrize("logits", [[], ["--logits"]], ids=["probabilities", "logits"])
+
+
+def saved(logits, rng):
+    """Predictions and soft labels of 4 rows and 3 classes, as x.npy and y.npy; and the oracle of their losses."""
+    y = np.where(rng.random((4, 3)) < 0.5, rng.integers(0, 2, (4, 3)), rng.random((4, 3)))
+    x = rng.normal(scale=8, size=(4, 3)) if logits else rng.random((4, 3))
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    return x, y, reference.logits_losses if logits else reference.losses
+
+
+@BOTH
+def test_pos_weight_is_a_number_or_a_file_that_broadcasts(result, rng, logits):
+    x, y, losses = saved(logits, rng)
+    p = np.array([3, 1, 2], np.int16)
+    np.save("p.npy", p)
+    write_csv("p.csv", ["p"], ["3"], ["1"], ["2"])
+    for text, value, read in (("2.5", 2.5, 0), ("0", 0.0, 0), ("p.npy", p, 6), ("p.csv", p, 24)):
+        found = result("x.npy", "y.npy", *logits, "--pos-weight", text)
+        assert found["loss"] == pytest.approx(float(reference.total(losses(x, y, pw=value)) / 12), rel=1e-15)
+        assert found["bytes"] == 192 + read
+
+
+@BOTH
+@pytest.mark.parametrize("text", ["0.1", "1", "0"])
+def test_label_smoothing_gives_a_share_of_each_label_away(result, rng, logits, text):
+    x, y, losses = saved(logits, rng)
+    exact = reference.total(losses(x, y, a=float(text))) / 12
+    found = result("x.npy", "y.npy", *logits, "--label-smoothing", text)["loss"]
+    assert found == pytest.approx(float(exact), rel=2e-15)
+
+
+@BOTH
+def test_weight_pos_weight_and_label_smoothing_go_together(result, rng, logits):
+    x, y, losses = saved(logits, rng)
+    w, p = rng.random((4, 1)), rng.random(3, np.float32)
+    np.save("w.npy", w)
+    np.save("p.npy", p)
+    exact = losses(x, y, w, p, 0.25)
+    options = [*logits, "--weight", "w.npy", "--pos-weight", "p.npy", "--label-smoothing", "0.25"]
+    found = result("x.npy", "y.npy", *options)
+    assert found["loss"] == pytest.approx(float(reference.total(exact) / 12), rel=2e-15)
+    assert found["bytes"] == 192 + 32 + 12
+    result("x.npy", "y.npy", *options, "--reduction", "none", "--output", "o.npy")
+    np.testing.assert_allclose(np.load("o.npy").ravel(), [float(e) for e in exact], rtol=2e-15)
+
+
 # Chunks.
 
 
@@ -280,6 +418,48 @@ def test_bad_value_is_named_by_its_place_in_the_whole_file(problem, large):
     y[49, 149] = 2
     np.savez("bad.npz", y)
     assert problem("x.npy", "bad.npz:arr_0") == "values must be in [0, 1]; got bad.npz:arr_0[49, 149] = 2"
+
+
+@pytest.fixture
+def large_logits(large, rng):
+    """Logits laid out as x.npy, and positive weights of columns, as z.npy and p.npy."""
+    z = rng.normal(scale=20, size=(50, 150)).astype(np.float32)
+    p = rng.random(150, np.float32)
+    np.save("z.npy", np.asarray(z, order="F" if np.load("x.npy").flags.f_contiguous else "C"))
+    np.save("p.npy", p)
+    return z, large[1], large[2], p
+
+
+def test_losses_of_logits_in_chunks_have_the_bits_of_one_call(result, large_logits):
+    z, y, w, p = large_logits
+    write = ["--logits", "--reduction", "none", "--output", "o.npy"]
+    result("z.npy", "y.npy", *write)
+    expected = nbbce.binary_cross_entropy_with_logits(z, y, reduction="none")
+    np.testing.assert_array_equal(np.load("o.npy"), expected, strict=True)
+    result("z.npy", "y.npy", *write, "--weight", "w.npy", "--pos-weight", "p.npy", "--label-smoothing", "0.1")
+    expected = nbbce.binary_cross_entropy_with_logits(z, y, w, "none", p, label_smoothing=0.1)
+    np.testing.assert_array_equal(np.load("o.npy"), expected, strict=True)
+
+
+def test_sum_of_logits_over_chunks_is_the_sum(result, large_logits):
+    z, y, w, p = large_logits
+    exact = float(reference.logits_total_in_float64(z.ravel(), y.ravel()))
+    found = result("z.npy", "y.npy", "--logits", "--reduction", "sum")["loss"]
+    assert found == pytest.approx(exact, rel=2**-23, abs=0)
+    assert result("z.npy", "y.npy", "--logits")["loss"] == pytest.approx(found / 7500, rel=1e-15, abs=0)
+    options = ["--weight", "w.npy", "--pos-weight", "p.npy"]
+    expected = float(nbbce.binary_cross_entropy_with_logits(z, y, w, "sum", p, dtype=np.float64))
+    found = result("z.npy", "y.npy", "--logits", "--reduction", "sum", *options)["loss"]
+    assert found == pytest.approx(expected, rel=1e-15, abs=0)
+
+
+def test_bad_target_of_a_logit_is_named_by_its_place_in_the_whole_file(problem, large_logits):
+    bad = np.load("y.npy").astype(np.float32)
+    bad[49, 149] = 2
+    bad[37, 101] = np.nan
+    np.save("bad.npy", bad)
+    # The first of the two in either order.
+    assert problem("z.npy", "bad.npy", "--logits") == "targets must be in [0, 1]; got bad.npy[37, 101] = nan"
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (64,), (65,), (3, 0), (2, 3, 70), (5, 130), (130, 5), (1, 1, 1)])
@@ -401,12 +581,17 @@ def test_full_disk_is_found_before_the_file_is_filled(problem, monkeypatch, two,
         (["--output", "o.npy"], "--reduction none must go with --output LOSSES.npy; got --output without it"),
         (["--reduction", "none", "--output", "o.txt"], "--output must end in .npy; got 'o.txt'"),
         (["--reduction", "none", "--output", "y.npy"], "--output must be another file than the inputs; got y.npy"),
+        (
+            ["--pos-weight", "p.npy", "--reduction", "none", "--output", "p.npy"],
+            "--output must be another file than the inputs; got p.npy",
+        ),
         (["--reduction", "none", "--output", "no/o.npy"], "cannot write no/o.npy: No such file or directory"),
         (["--reduction", "none", "--output", "d.npy"], "cannot write d.npy: Is a directory"),
     ],
 )
 def test_output_that_cannot_be_is_one_line(problem, two, folder, arguments, message):
     (folder / "d.npy").mkdir()
+    np.save("p.npy", 2.0)
     assert problem(*two, *arguments) == message
 
 
@@ -558,18 +743,57 @@ def test_bad_targets_are_one_line(problem, two, targets, message):
 
 
 @pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([1, 2], "targets must be in [0, 1]; got t.npy[1] = 2"),
+        ([-0.5, 2], "targets must be in [0, 1]; got t.npy[0] = -0.5"),
+        ([1, np.nan], "targets must be in [0, 1]; got t.npy[1] = nan"),
+    ],
+    ids=["above", "below", "NaN"],
+)
+def test_bad_targets_of_logits_are_one_line_whatever_the_logits(problem, result, targets, message):
+    np.save("t.npy", targets)
+    for predictions in ([0.5, 0.25], [40.0, -30.0], [np.nan, np.inf]):
+        np.save("z.npy", predictions)
+        assert problem("z.npy", "t.npy", "--logits") == message
+        assert result("z.npy", "t.npy", "--logits", "--no-validate")["loss"] is None
+
+
+def test_logits_that_are_taken_for_probabilities_are_one_line(problem):
+    np.save("z.npy", [0.5, -30.0])
+    np.save("y.npy", [0, 1])
+    assert problem("z.npy", "y.npy") == "values must be in [0, 1]; got z.npy[1] = -30.0"
+
+
+def test_logits_that_are_integers_are_one_line(problem):
+    np.save("z.npy", [1, -3])
+    message = "predictions must have dtype float16, float32 or float64; got int64 in z.npy"
+    assert problem("z.npy", "z.npy", "--logits") == message
+
+
+@pytest.mark.parametrize(("option", "name"), [("--weight", "weights"), ("--pos-weight", "positive weights")])
+@pytest.mark.parametrize(
     ("weight", "message"),
     [
-        ("heavy", "--weight must be a number or a .npy, .npz, .csv or .csv.gz file; got 'heavy'"),
+        ("heavy", "OPTION must be a number or a .npy, .npz, .csv or .csv.gz file; got 'heavy'"),
         ("no.npy", "cannot read no.npy: No such file or directory"),
-        ("s.npy", "weights must have a real dtype; got <U1 in s.npy"),
-        ("w.npy", "weights must broadcast to the shape of the predictions, (2,) in x.npy; got (2, 2) in w.npy"),
+        ("s.npy", "NAME must have a real dtype; got <U1 in s.npy"),
+        ("w.npy", "NAME must broadcast to the shape of the predictions, (2,) in x.npy; got (2, 2) in w.npy"),
     ],
 )
-def test_bad_weight_is_one_line(problem, two, weight, message):
+def test_bad_weight_is_one_line(problem, two, option, name, weight, message):
     np.save("s.npy", ["a", "b"])
     np.save("w.npy", np.ones((2, 2)))
-    assert problem(*two, "--weight", weight) == message
+    message = message.replace("OPTION", option).replace("NAME", name)
+    assert problem(*two, option, weight) == message
+    assert problem(*two, option, weight, "--logits") == message
+
+
+@pytest.mark.parametrize("text", ["1.5", "-0.25", "nan", "much", "x.npy"])
+def test_bad_label_smoothing_is_one_line(problem, two, text):
+    message = f"--label-smoothing must be a number in [0, 1]; got {text!r}"
+    assert problem(*two, "--label-smoothing", text) == message
+    assert problem(*two, "--logits", "--label-smoothing", text) == message
 
 
 def test_mean_of_no_element_is_one_line(problem):

@@ -255,6 +255,15 @@ def points(parameter: str, dtype: type) -> list[Any]:
         "r": [0.0, *rng.uniform(-0.3466, 0.3466, 9)],
         "s": [0.0, *rng.uniform(-0.002, 0.066, 9)],
         "power": [1.0, 0.0, 2.0**-1, 2.0**-116],
+        # Of the focal loss: what is left of an argument after rounding, an argument of the logarithm, the exponent, and
+        # the weights of the labels.
+        "rest": [0.0, 1e-17, -1e-15],
+        "small": [0.0, 1e-320, -1e-310],
+        "late": [1.0, 2.0**-256],
+        "n": [least, tiny, 1e-300, *neighbours(1.0, dtype)[:2], *rng.uniform(0, 1, 24)],
+        "gamma": [0.0, 0.5, 2.0, 7.3],
+        "positive": [0.25, 1.0, 0.0],
+        "negative": [0.75, 1.0],
         # Values of the polynomials.
         "q": [0.5, *rng.uniform(0.5, 0.8, 9)],
         "p": [-0.5, *rng.uniform(-0.65, -0.4, 9)],
@@ -353,7 +362,9 @@ def test_maker_of_each_element_gives_the_bits_of_the_formula_as_plain_python(nam
     out = np.full(x.size, np.nan, dtype)
     assert x.size <= generated.BLOCK
     assert made(f"each_{name}", x, y, x.size, out) == 0.0
-    expected = [value for case in arguments for value in in_plain_python(name, *case)]
+    # A logit's result comes in two factors.
+    factors = [in_plain_python(name, *case) for case in arguments]
+    expected = [pair[0] * pair[1] if len(pair) == 2 else pair[0] for pair in factors]
     assert bits(out, dtype) == bits(expected, dtype)
 
 

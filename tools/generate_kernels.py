@@ -485,7 +485,8 @@ def log1p_short_float64(u):
             Formula(
                 f"loss_of_sides_{f.name}",
                 "The loss.  `wrong` is the label's share on the wrong side and `error` its rounding error; `whole` is\n"
-                "the share of log(1+e), 1 but for weights.  Where that is all there is, `late` is multiplied in last."
+                "the share of log(1+e), 1 but for weights.  What comes second is to be multiplied in last, after any\n"
+                "weight: `late`, where log(1+e) is all there is, else 1.  So it is with the derivatives."
                 if f.name == "float32"
                 else "The same in float64.",
                 Template(
@@ -497,7 +498,7 @@ def loss_of_sides_$T(z, wrong, error, whole):
     short = log1p_short_$T(u * late)
     clear = wrong == $zero
     u *= whole if clear else whole * late
-    return (fma(-u, short, fma(wrong, $zero if clear else a, error * held)) + u) * (late if clear else $one)
+    return fma(-u, short, fma(wrong, $zero if clear else a, error * held)) + u, late if clear else $one
 """
                 ).substitute(f.words, B=f.name[-2:]),
             )
@@ -525,8 +526,8 @@ def gradient_of_sides_$T(z, wrong, wrong_error, right, right_error):
     d = $one + e
     reciprocal = $one / d
     q = n * reciprocal
-    q = fma(fma(-q, d, n) + fma(-q, ($one - d) + e, n_error), reciprocal, q) * last
-    return q if z > $zero else -q
+    q = fma(fma(-q, d, n) + fma(-q, ($one - d) + e, n_error), reciprocal, q)
+    return q if z > $zero else -q, last
 """
                 ).substitute(f.words, B=f.name[-2:]),
             )
@@ -548,7 +549,7 @@ def hessian_of_sides_$T(z, whole):
     reciprocal = $one / d
     u *= whole
     q = u * reciprocal
-    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q) * late
+    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q), late
 """
                 ).substitute(f.words, two=f.literal("2.0"), B=f.name[-2:]),
             )
@@ -607,6 +608,157 @@ def logits_shares_wide_loss(z, a, b, r, s, power, h):
     return logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
 """,
         ),
+        *focal_formulas(),
+    )
+
+
+FOCAL_LEGEND = """\
+# Focal loss (Lin et al. 2017, as torchvision has it): with the loss l of a logit and 1-p_t, the share on the wrong
+# side,
+#
+#     focal = share l (1-p_t)^gamma,    1-p_t = (wrong + right e) / (1+e),    share = alpha y + (1-alpha) (1-y),
+#
+# in log space: (1-p_t)^gamma = exp(gamma (log(wrong + right e) - log(1+e))).  gamma multiplies the error of the
+# logarithm, so logarithm, exponential and l are sums of two float64.  float32 too is computed in float64.
+"""
+
+
+def focal_formulas() -> tuple[Formula, ...]:
+    """The rows of the focal loss."""
+    return (
+        Formula(
+            "two_sum_float64",
+            "a + b and its rounding error (Knuth).",
+            """\
+def two_sum_float64(a, b):
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
+""",
+        ),
+        Formula(
+            "exact_exp_float64",
+            "exp(-(away + rest)) for away in [0, HELD_AWAY] as (u + small) late, good to 2^-56: v is r + low with its\n"
+            "error, and 1 + v + (v^2 P(v) + error) is summed with that of each addition.",
+            f"""\
+def exact_exp_float64(away, rest):
+    far = away > LATE_FROM_64
+    shifted = fma(away, -LOG2_E_64, ROUND_64)
+    k = shifted - ROUND_64
+    r = fma(k, -LOG2_HIGH_64, -away)
+    v, v_error = two_sum_float64(r, fma(k, -LOG2_LOW_64, -rest))
+    {EXP_64.even_odd("p", "v")}
+    u, small = two_sum_float64(1.0, v)
+    u, error = two_sum_float64(u, fma(vv, p, fma(v, v_error, v_error)))
+    k = U64(bits_of_float64(shifted) + (U64(256) if far else U64(0)))
+    power = float64_of_bits(U64(U64(k << U64(52)) + U64(0x3FF0000000000000)))
+    return u * power, (small + error) * power, LATE_64 if far else 1.0
+""",
+        ),
+        Formula(
+            "exact_log1p_float64",
+            "log(1+e), e = (u + small) late, over late, as a sum of two: e - e s + s z Q(z), s = e/(2+e) + error.",
+            f"""\
+def exact_log1p_float64(u, small, late):
+    e = u * late
+    d = 2.0 + e
+    over = 1.0 / d
+    s = e * over
+    s_error = (fma(-s, d, e) - s * ((2.0 - d) + e)) * over
+    z = s * s
+    {NEAR_64.even_odd("q", "z")}
+    product = e * s
+    log, error = two_sum_float64(e, -product)
+    rest = small * late / (1.0 + e) - (fma(e, s, -product) + e * s_error)
+    log, error = two_sum_float64(log, error + fma(s * z, q, rest))
+    return (log, error) if late == 1.0 else (u, small)
+""",
+        ),
+        Formula(
+            "exact_log_float64",
+            "log(n + small) for n > 0 as a sum of two: as log_rest_float64, s with its error.",
+            f"""\
+def exact_log_float64(n, small):
+    tiny = n < 1e-290
+    e, m = split_float64(n * 2.0**60 if tiny else n)
+    d = m + 1.0
+    over = 1.0 / d
+    s = (m - 1.0) * over
+    s_error = (fma(-s, d, m - 1.0) - s * (m - (d - 1.0))) * over
+    z = s * s
+    {LOG_64.even_odd("p", "z")}
+    e -= 60.0 if tiny else 0.0
+    log, error = two_sum_float64(e * LOG2_HIGH_64, 2.0 * s)
+    return two_sum_float64(log, error + (fma(s * z, p, e * LOG2_LOW_64) + (2.0 * s_error + small / n)))
+""",
+        ),
+        Formula(
+            "focal_parts_float64",
+            "The loss l and (1-p_t)^gamma, each as a sum of two; they are to be multiplied by `late`.",
+            """\
+def focal_parts_float64(z, y, gamma):
+    a = -z if z < 0.0 else z
+    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
+    rest = 1.0 - y
+    error = (1.0 - rest) - y
+    wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
+    clear = wrong == 0.0
+    u, small, late = exact_exp_float64(held, 0.0)
+    tail, tail_error = exact_log1p_float64(u, small, late)
+    # l = wrong |z| + log(1+e)
+    e, last = u * late, late if clear else 1.0
+    paid = wrong * (0.0 if clear else a)
+    paid_error = fma(wrong, held, -wrong * held) + wrong_error * held if a <= HELD_AWAY_64 else 0.0
+    add, add_error = (tail, tail_error) if clear else (tail * late, tail_error * late)
+    loss, loss_error = two_sum_float64(paid, add)
+    loss, loss_error = two_sum_float64(loss, loss_error + add_error + paid_error) if loss < 1e300 else (loss, 0.0)
+    # -log(1-p_t) = log(1+e) - log(wrong + right e), where a hard label on the right side leaves log e = -|z|.
+    product = right * e
+    n, n_error = two_sum_float64(wrong, product)
+    n_error += fma(right, e, -product) + fma(right, small * late, fma(right_error, e, wrong_error))
+    log, log_error = exact_log_float64(1.0 if clear else n, 0.0 if clear else n_error)
+    log, log_error = (-a if a < 1e300 else -1e300, 0.0) if clear else (log, log_error)
+    away, away_error = two_sum_float64(-log, tail * late)
+    away, away_error = two_sum_float64(away, away_error + (tail_error * late - log_error))
+    times = gamma * away
+    times_error = fma(gamma, away, -times) + gamma * away_error
+    beyond = times > HELD_AWAY_64
+    times, times_error = (HELD_AWAY_64, 0.0) if beyond else (times, times_error)
+    power, power_error, power_late = exact_exp_float64(times, times_error)
+    return loss, loss_error, power, power_error, last * power_late
+""",
+        ),
+        Formula(
+            "focal_loss_float64",
+            "The focal loss of a logit and its label; `positive` is alpha and `negative` 1-alpha, or both 1.",
+            """\
+def focal_loss_float64(z, y, gamma, positive, negative):
+    loss, loss_error, power, power_error, late = focal_parts_float64(z, y, gamma)
+    share = fma(positive, y, negative * (1.0 - y))
+    product = loss * power
+    error = fma(loss, power, -product) + fma(loss, power_error, loss_error * power)
+    product += error if product < 1e300 else 0.0
+    return 0.0 if share == 0.0 else share * product, late
+""",
+        ),
+        Formula(
+            "focal_gradient_float64",
+            "Its derivative, share (1-p_t)^gamma (l' + gamma l (1-2y) e / ((1+e) (wrong + right e))).",
+            """\
+def focal_gradient_float64(z, y, gamma, positive, negative):
+    a = -z if z < 0.0 else z
+    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
+    loss, _, power, power_error, late = focal_parts_float64(-held if z < 0.0 else held, y, gamma)
+    share = fma(positive, y, negative * (1.0 - y))
+    wrong, right = (1.0 - y, y) if z > 0.0 else (y, 1.0 - y)
+    u, u_late = exp_float64(held)
+    e = u * u_late
+    steep = 1.0 if wrong == 0.0 else e / fma(right, e, wrong)
+    slope, _ = logits_gradient_float64(z, y)
+    total = slope + gamma * loss * ((1.0 - 2.0 * y) * steep / (1.0 + e))
+    return share * (total * (power + power_error)), late
+""",
+        ),
     )
 
 
@@ -656,6 +808,10 @@ def logits_shares_hessian_float64(z, a, b):
 }
 
 
+# The legend of each family stands above its first formula.
+LEGENDS = {"exp_parts_float32": LOGITS_LEGEND, "two_sum_float64": FOCAL_LEGEND}
+
+
 # ---------------------------------------------------------------------------------------------------------- CPU
 CPU_HEAD = '''\
 """CPU formulas and loops.  Written by tools/generate_kernels.py: change the table there.
@@ -702,8 +858,8 @@ LANES = 256  # float64 sums or products side by side: a warp of 32 threads with 
 PRODUCTS_32, DEPTH_32 = 128, 8
 PRODUCTS_64, DEPTH_64 = 64, 4
 HARD = 1024  # the product loops read multiples of this
-# A sum that comes in pieces keeps its lanes in the scratch memory.  `scale` says which piece it is: FIRST + LAST for
-# one that is all.  Before the last one, NaN or 0 is returned.
+# A sum that comes in pieces keeps its lanes in the first 32 * LANES bytes of the scratch memory.  `scale` says which
+# piece it is: FIRST + LAST for one that is all.  Before the last one, NaN or 0 is returned.
 FIRST, LAST = 1, 2
 
 '''
@@ -926,7 +1082,9 @@ def loops_of_sums(family: Family, f: Float) -> str:
         if f.name == "float64":
             xi = "xi" if "x" in checked else "x[row + j]"
             labels = "a[row + j], b[row + j]" if shares else "yi"
-            text += SUM_64.substitute(words, loss=f"{name}loss_float64({xi}, {labels})")
+            loss = f"{name}loss_float64({xi}, {labels})"
+            pair = f"loss, late = {loss}\n            losses[j] = loss * late"
+            text += SUM_64.substitute(words, loss=pair if family.prefix else f"losses[j] = {loss}")
             continue
         words["terms"] = f"{', '.join(f'{t}[j]' for t in family.terms)} = {family.prefix}terms_float32(xi)"
         words["wide"] = family.wide_loss(shares).replace("@", "")
@@ -1028,7 +1186,7 @@ $before    for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
         losses = array_at(scratch_at + 16 * LANES, width, F64)
         for j in range(width):
-$load$inside            losses[j] = $loss
+$load$inside            $loss
         if w_at != 0:
             for j in range(width):
                 losses[j] *= w[row + j]
@@ -1088,6 +1246,72 @@ def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
     return total if total >= LEAST_HARD_SUM_32 else np.nan
 '''
 
+FOCAL = Template('''
+
+@maker
+def focal_sum_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the focal losses of a block, times w (float64, or nothing)."""
+    x, y, w = array_at(x_at, BLOCK, $numpy_T), array_at(y_at, BLOCK, $numpy_T), array_at(w_at, BLOCK, F64)
+    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    gamma, positive, negative = focal_numbers(scratch_at)
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+        errors[:] = 0.0
+    largest_y = $U(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        losses = array_at(scratch_at + 16 * LANES, width, F64)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_$T(yi + $zero)
+            largest_y = bits if bits > largest_y else largest_y
+            loss, late = focal_loss_float64(F64(x[row + j]), F64(yi), gamma, positive, negative)
+            losses[j] = loss * late
+        if w_at != 0:
+            for j in range(width):
+                losses[j] *= w[row + j]
+        add_exactly(lanes, errors, losses)
+    if largest_y > $U($BITS_OF_ONE):
+        return np.nan
+    return fold_exactly(lanes, errors) if I64(scale) & LAST else 0.0
+''')
+
+EACH_FOCAL = Template('''
+
+@maker
+def each_focal_${what}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The focal $says of each element, times w and `scale`, rounded once."""
+    size = U64(count)
+    x, y = array_at(x_at, size, $numpy_T), array_at(y_at, size, $numpy_T)
+    w, out = array_at(w_at, size, F64), array_at(out_at, size, $out_T)
+    gamma, positive, negative = focal_numbers(scratch_at)
+    values, lates = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at + 40 * LANES, LANES, F64)
+    largest_y = $U(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_$T(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            values[j], lates[j] = focal_${formula}_float64(F64(x[row + j]), F64(yi), gamma, positive, negative)
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = $out_T(values[j] * scale * lates[j])
+        else:
+            for j in range(width):
+                out[row + j] = $out_T(values[j] * (w[row + j] * scale) * lates[j])
+    return F64(largest_y > $U($BITS_OF_ONE))
+''')
+
+FOCAL_NUMBERS = """
+
+# The focal loss has three numbers of its own; they stand before the scratch memory.
+@njit(error_model="numpy", forceinline=True)
+def focal_numbers(scratch_at):
+    numbers = array_at(scratch_at - 32, 3, F64)
+    return numbers[0], numbers[1], numbers[2]
+"""
+
 ELEMENTWISE_LEGEND = """\
 
 
@@ -1105,6 +1329,27 @@ def each_${name}${what}_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 $operands    out = array_at(out_at, size, $numpy_T)
 $before    for i in range(size):
 $body    return $verdict
+''')
+
+EACH_LATE = Template('''
+
+@maker
+def each_${name}${what}_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The $what of each element for $labels, times w and `scale`, rounded once more."""
+    size = U64(count)
+$operands    out = array_at(out_at, size, $numpy_T)
+    values = array_at(scratch_at + 32 * LANES, LANES, $value_T)
+    lates = array_at(scratch_at + 40 * LANES, LANES, $value_T)
+$before    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+$body        if w_at == 0:
+            for j in range(width):
+                out[row + j] = $numpy_T(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = $numpy_T(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
+    return $verdict
 ''')
 
 SCALED = """\
@@ -1127,27 +1372,42 @@ def loops_of_each(family: Family, f: Float) -> str:
         for what in family.makes:
             if shares and what == "loss" and f.name == "float32":
                 continue  # made of the terms, as the sum
-            x, y = ("xi" if "x" in checked else "x[i]"), ("yi" if "y" in checked else "y[i]")
-            body = [f"{v}i = {v}[i]" for v in checked] + inside
+            # Logits are scaled in the loop, before what is late; but for the loss of float32, which then has another.
+            late = family.prefix != "" and not (what == "loss" and f.name == "float32")
+            i = "row + j" if late else "i"
+            x, y = ("xi" if "x" in checked else f"x[{i}]"), ("yi" if "y" in checked else f"y[{i}]")
+            body = [f"{v}i = {v}[{i}]" for v in checked] + inside
             if shares:
-                value = f"{name}{what}_float64({x if numpy_T == 'F64' else f'F64({x})'}, a[i], b[i])"
-                body.append(f"out[i] = {value if numpy_T == 'F64' else f'F32({value})'}")
+                value = f"{name}{what}_float64({x if numpy_T == 'F64' else f'F64({x})'}, a[{i}], b[{i}])"
             else:
-                body.append(f"out[i] = {name}{what}_{f.name}({x}, {y})")
+                value = f"{name}{what}_{f.name}({x}, {y})"
+            if late:
+                body.append(f"values[j], lates[j] = {value}")
+            elif family.prefix:
+                body += [f"value, late = {value}", "out[i] = value * late"]
+            else:
+                body.append(f"out[i] = F32({value})" if shares and numpy_T == "F32" else f"out[i] = {value}")
             scaled = what != "loss" or f.name == "float64"
             arrays = operands(f, shares, "size")
+            words = f.words | {
+                "name": name,
+                "what": what,
+                "numpy_T": numpy_T,
+                "labels": "the label's shares" if shares else "each label",
+                "before": before,
+                "verdict": f"F64({verdict})" if verdict else "0.0",
+            }
+            if late:
+                indented = "".join(f"            {line}\n" for line in body)
+                value_T = "F64" if shares else numpy_T
+                text += EACH_LATE.substitute(words, operands=arrays, body=indented, value_T=value_T)
+                continue
             text += ELEMENTWISE.substitute(
-                f.words,
-                name=name,
-                what=what,
-                numpy_T=numpy_T,
-                labels="the label's shares" if shares else "each label",
+                words,
                 scaled=", times w and `scale`" if scaled else "",
                 operands=arrays if scaled else arrays.replace("    w = array_at(w_at, size, F64)\n", ""),
-                before=before,
                 body="".join(f"        {line}\n" for line in body)
                 + (Template(SCALED).substitute(numpy_T=numpy_T) if scaled else ""),
-                verdict=f"F64({verdict})" if verdict else "0.0",
             )
     return text
 
@@ -1199,10 +1459,11 @@ def shares_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         bits = bits_of_$T(yi)
         largest = bits if bits > largest else largest
         a[i] = fma(1.0 - F64(yi), keep, half)
-        b[i] = fma(F64(yi), keep, half) * positive
+        share = fma(F64(yi), keep, half)
+        b[i] = share if share == 0.0 else share * positive  # an infinite factor of nothing is nothing
     if w_at != 0:
         for i in range(size):
-            b[i] = b[i] if b[i] == 0.0 else b[i] * positives[i]  # an infinite factor of nothing is nothing
+            b[i] = b[i] if b[i] == 0.0 else b[i] * positives[i]
     return F64(largest > $U($BITS_OF_ONE))
 
 
@@ -1507,7 +1768,7 @@ def render_cpu() -> str:
     """The text of the CPU module."""
     text = CPU_HEAD + CONSTANTS + "\n" + LEGEND
     for row in formulas():
-        text += f"\n\n{LOGITS_LEGEND}" if row.name == "exp_parts_float32" else ""
+        text += f"\n\n{LEGENDS[row.name]}" if row.name in LEGENDS else ""
         comment = "\n".join(f"# {line}".rstrip() for line in row.derivation.splitlines())
         text += f"\n\n{comment}\n@formula\n{row.text}"
     text += "\n" + LANE_RULE + hard_sums()
@@ -1535,6 +1796,14 @@ def render_cpu() -> str:
             if f.name == "float32":  # the same for losses that are float64 until they are added up
                 text += MARK_BAD.substitute(words, what="wide", out_T="F64")
             text += CHECK.substitute(words)
+    text += FOCAL_NUMBERS
+    for f in FLOATS:
+        words = f.words | {"numpy_T": "F64" if f.name == "float64" else "F32"}
+        text += FOCAL.substitute(words)
+        makes = [(f"loss_{f.name}", "loss", words["numpy_T"]), (f"gradient_{f.name}", "gradient", words["numpy_T"])]
+        makes += [("wide_loss", "loss", "F64")] if f.name == "float32" else []
+        for what, says, out_T in makes:
+            text += EACH_FOCAL.substitute(words, what=what, says=says, formula=says, out_T=out_T)
     for f in FLOATS:
         text += BLOCK_TOOLS.substitute(f.words, numpy_T="F64" if f.name == "float64" else "F32")
     return text + MULTIPLY + AXIS_SUMS + copies()
