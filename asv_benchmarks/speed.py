@@ -38,6 +38,8 @@ Work = Callable[[], Any]
 # What the rows of a group are measured against.
 AGAINST = {
     "memory_rows": "dot product of the same bytes",
+    "logits_rows": "dot product of the same bytes",
+    "axis_rows": "the mean of all",
     "layout_rows": "contiguous float32, soft labels",
     "cache_rows": "`np.log` of the array, one thread",
     "call_rows": "NumPy one-liner",
@@ -102,6 +104,47 @@ def memory_rows(size: int) -> list[Row]:
     out = np.empty_like(x)
     none: Work = lambda: bce(x, soft, reduction="none", out=out, validate=False)  # noqa: E731
     rows.append(Row("none, float32", lambda: add(x, soft, out), none, 0.7, 1, "loop of two reads and a write"))
+    return rows
+
+
+def logits(size: int) -> tuple[np.ndarray[Any, Any], ...]:
+    """Logits, as of a model that is often right, and labels that fit them."""
+    rng = np.random.default_rng(21)
+    z = rng.normal(0, 3, size).astype(np.float32)
+    return z, (rng.random(size) < 1 / (1 + np.exp(-z))).astype(np.float32)
+
+
+def logits_rows(size: int) -> list[Row]:
+    """Logits against memory."""
+    z, hard = logits(size)
+    mean, both = nbbce.binary_cross_entropy_with_logits, nbbce.binary_cross_entropy_with_logits_value_and_grad
+    out = np.empty_like(z)
+    add_work: Work = lambda: add(z, hard, out)  # noqa: E731
+    into: Work = lambda: both(z, hard, out=(None, out), validate=False)  # noqa: E731
+    losses: Work = lambda: mean(z, hard, reduction="none", out=out, validate=False)  # noqa: E731
+    loop = "loop of two reads and a write"
+    return [
+        Row("logits: mean, float32", lambda: dot(z, hard), lambda: mean(z, hard), 0.5),
+        Row("logits: none, float32", add_work, losses, 0.7, 1, loop),
+        Row("logits: value_and_grad of the mean, float32", add_work, into, 1 / 1.3, 1, loop),
+    ]
+
+
+def axis_rows(size: int) -> list[Row]:
+    """Sums along an axis of rows of ten against the mean of all."""
+    x, hard, soft = data(size, np.float32)
+    z, _ = logits(size)
+    table = (-1, 10)
+    rows = []
+    for name, function, a, b in (
+        ("mean, soft labels", nbbce.binary_cross_entropy, x.reshape(table), soft.reshape(table)),
+        ("mean, labels 0/1", nbbce.binary_cross_entropy, x.reshape(table), hard.reshape(table)),
+        ("logits: mean, labels 0/1", nbbce.binary_cross_entropy_with_logits, z.reshape(table), hard.reshape(table)),
+    ):
+        whole: Work = lambda f=function, a=a, b=b: f(a, b)  # noqa: E731
+        for axis in (-1, 0):
+            along: Work = lambda f=function, a=a, b=b, k=axis: f(a, b, axis=k)  # noqa: E731
+            rows.append(Row(f"{name}, axis={axis} of rows of ten", whole, along, 1 / 1.5))
     return rows
 
 
@@ -242,6 +285,41 @@ def rival_rows(size: int) -> list[Row]:
     return rows
 
 
+def logits_rival_rows(size: int) -> list[Row]:
+    """Value and gradient of logits against what users have today, where it is installed."""
+    z, hard = logits(size)
+    both: Work = lambda: nbbce.binary_cross_entropy_with_logits_value_and_grad(z, hard)  # noqa: E731
+    question, rows = "logits: value_and_grad of the mean", []
+    try:
+        import torch
+    except ImportError:
+        pass  # rival_rows has said so
+    else:
+        torch.set_num_threads(numba.get_num_threads())
+        eager = torch.nn.functional.binary_cross_entropy_with_logits
+        leaf, labels = torch.from_numpy(z.copy()).requires_grad_(), torch.from_numpy(hard)
+
+        def forward_and_backward(function: Any) -> None:
+            leaf.grad = None
+            function(leaf, labels).backward()
+
+        compiled = torch.compile(eager)
+        rows += [
+            Row(question, lambda: forward_and_backward(eager), both, 40, 1, "torch forward and backward"),
+            Row(question, lambda: forward_and_backward(compiled), both, 4, 1, "torch.compile, forward and backward"),
+        ]
+    try:
+        from sklearn._loss.loss import HalfBinomialLoss
+    except ImportError:
+        pass
+    else:
+        loss = HalfBinomialLoss()
+        kept = np.empty_like(z), np.empty_like(z)
+        theirs: Work = lambda: loss.loss_gradient(hard, z, None, *kept, n_threads=numba.get_num_threads())  # noqa: E731
+        rows.append(Row(question, theirs, both, 20, 1, "scikit-learn HalfBinomialLoss.loss_gradient"))
+    return rows
+
+
 def start_up(repeats: int) -> list[dict[str, Any]]:
     """Seconds of whole processes: what `import nbbce` adds, and one call with a cold and with a warm cache."""
 
@@ -311,13 +389,16 @@ def main() -> int:
     if arguments.markdown:
         print(markdown(arguments.markdown))
         return 0
-    groups = [memory_rows, layout_rows, cache_rows, call_rows] + [rival_rows] * arguments.rivals
+    groups = [memory_rows, logits_rows, axis_rows, layout_rows, cache_rows, call_rows]
+    groups += [rival_rows, logits_rival_rows] * arguments.rivals
     results = []
     for group in groups:
         numba.set_num_threads(1 if group in (cache_rows, call_rows) else arguments.threads)
         for row in tqdm(group(arguments.size), desc=group.__name__, leave=False, disable=not sys.stderr.isatty()):
             # A slow rival is given fewer turns: its minimum settles earlier.
-            base, work = best(row, arguments.repeats if group is not rival_rows else max(3, arguments.repeats // 4))
+            base, work = best(
+                row, arguments.repeats if "rival" not in group.__name__ else max(3, arguments.repeats // 4)
+            )
             against = AGAINST[group.__name__] if row.against is None else row.against
             results.append(
                 {

@@ -41,6 +41,8 @@ class Call:
     """Prefix of the generated loops: '' for probabilities, 'logits_' and 'focal_' for logits."""
     focal: tuple[float, float, float] = field(default=(0.0, 1.0, 1.0), init=False)
     """For the focal loss: gamma, and alpha and 1 - alpha or both 1."""
+    is_plain: bool = field(default=False, init=False)
+    """Whether the arrays, the reduction and `validate` are all there is to it."""
     target_name: str = field(default="target", init=False)
     weight: Array | None = field(default=None, init=False)
     weight_number: float = field(default=1.0, init=False)
@@ -214,6 +216,7 @@ def take_focal(call: Call, alpha: Any, gamma: Any) -> None:
         raise TypeError(f"{function}: 'alpha' must be a real number or None; got {_describe(alpha)}")
     if not share <= 1.0:
         raise ValueError(f"{function}: 'alpha' must be at most 1; got {share}")
+    call.is_plain = False
     call.focal = (exponent, 1.0, 1.0) if share < 0.0 else (exponent, share, 1.0 - share)
 
 
@@ -283,6 +286,15 @@ def checked(
         call.target_name = target_name
     if family:
         call.family, call.wants_hessian = family, wants_hessian
+    if (
+        weight is pos_weight is where is axis is dtype is out is grad_output is None
+        and type(label_smoothing) is float
+        and label_smoothing == 0.0
+        and not keepdims
+    ):
+        call.is_plain = True
+        if x.size or reduction != "mean":
+            return call
     if weight is not None:
         call.weight, call.weight_number = _factor(function, "weight", weight, shape, repr(input_name))
     if pos_weight is not None:

@@ -230,6 +230,7 @@ def _vector(
 # Vectors of calls on contiguous arrays without array weights, by dtypes: they differ in addresses and size alone, which
 # the compiled side fills in.  Making one takes 20 us.
 MOST_VECTORS = 1000
+_plain_vectors: dict[tuple[Any, ...], Array] = {}
 _flat_vectors: dict[tuple[Any, ...], Array] = {}
 
 
@@ -421,9 +422,29 @@ def _empty(call: Call) -> Array:
     return np.empty(x.shape, call.dtype) if x.flags.c_contiguous else np.empty_like(x, call.dtype, subok=False)
 
 
+def _plain_sum(call: Call) -> tuple[float, int]:
+    """What `_pass` returns for the sum of a plain call.  At one element the shorter way saves 0.8 us of 3.4."""
+    x, y = call.input, call.target
+    if x.size > PARALLEL_SIZE or not (_quick and x.flags.c_contiguous and y.flags.c_contiguous):
+        return _pass(call, None, None, summing=True)
+    key = (x.dtype, y.dtype, call.family)
+    vector = _plain_vectors.get(key)
+    if vector is None:
+        flat = (x, y, None, None, None, None, None, None, None)
+        vector = _plain_vectors[key] = _vector(call, flat, True, True, False, False)
+    return run_serial(vector, id(x), id(y), 0, 0, 0, x.size, 1.0, 1.0, 1)  # type: ignore[no-any-return]
+
+
 def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
     summing = call.wants_value and call.reduction != "none"
+    if summing and call.is_plain and not call.wants_gradient:
+        total, bad = _plain_sum(call)
+        if bad >= 0 and call.validate:
+            raise out_of_domain(call, bad)
+        if call.reduction == "mean":
+            total = total / call.count if call.count else np.nan
+        return call.dtype.type(total), None
     if call.counts is not None and call.reduction == "mean" and call.wants_gradient:
         _divide_by_counts(call)
     loss, gradient, hessian = None, call.gradient_out, call.hessian_out
