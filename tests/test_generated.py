@@ -251,6 +251,11 @@ def points(parameter: str, dtype: type) -> list[Any]:
         "whole": [1.0, 0.0, 3.7, 1e-30],
         "a": [*shares, 12.5],
         "b": [*shares, 12.5],
+        "a_error": errors,
+        "b_error": errors,
+        "n_error": errors,
+        "d": [1.0, 0.7, *rng.uniform(0.1, 2, 9)],
+        "d_error": errors,
         # The parts of an exponential.
         "r": [0.0, *rng.uniform(-0.3466, 0.3466, 9)],
         "s": [0.0, *rng.uniform(-0.002, 0.066, 9)],

@@ -637,6 +637,25 @@ def two_sum_float64(a, b):
 """,
         ),
         Formula(
+            "two_product_float64",
+            "(a + a_error) (b + b_error), a product and its error (Dekker; fma).  An infinite product has none.",
+            """\
+def two_product_float64(a, a_error, b, b_error):
+    product = a * b
+    error = fma(a, b, -product) + fma(a, b_error, a_error * b)
+    return product, error if -1e300 < product < 1e300 else 0.0
+""",
+        ),
+        Formula(
+            "two_quotient_float64",
+            "(n + n_error) / (d + d_error), a quotient and its error, of its residual.",
+            """\
+def two_quotient_float64(n, n_error, d, d_error):
+    q = n / d
+    return q, (fma(-q, d, n) + fma(-q, d_error, n_error)) / d
+""",
+        ),
+        Formula(
             "exact_exp_float64",
             "exp(-(away + rest)) for away in [0, HELD_AWAY] as (u + small) late, good to 2^-56: v is r + low with its\n"
             "error, and 1 + v + (v^2 P(v) + error) is summed with that of each addition.",
@@ -694,7 +713,7 @@ def exact_log_float64(n, small):
         ),
         Formula(
             "focal_parts_float64",
-            "The loss l and (1-p_t)^gamma, each as a sum of two; they are to be multiplied by `late`.",
+            "The loss l and (1-p_t)^gamma, in two factors, each as a sum of two; all are to be multiplied by `late`.",
             """\
 def focal_parts_float64(z, y, gamma):
     a = -z if z < 0.0 else z
@@ -722,23 +741,38 @@ def focal_parts_float64(z, y, gamma):
     away, away_error = two_sum_float64(away, away_error + (tail_error * late - log_error))
     times = gamma * away
     times_error = fma(gamma, away, -times) + gamma * away_error
+    # Far out, where a large l may still bring it back, the power is a square, of which the root is returned twice.
     beyond = times > HELD_AWAY_64
-    times, times_error = (HELD_AWAY_64, 0.0) if beyond else (times, times_error)
+    times, times_error = (0.5 * times, 0.5 * times_error) if beyond else (times, times_error)
+    over = times > HELD_AWAY_64
+    times, times_error = (HELD_AWAY_64, 0.0) if over else (times, times_error)
     power, power_error, power_late = exact_exp_float64(times, times_error)
-    return loss, loss_error, power, power_error, last * power_late
+    again, again_error, again_late = (power, power_error, power_late) if beyond else (1.0, 0.0, 1.0)
+    return loss, loss_error, power, power_error, again, again_error, last * power_late * again_late
+""",
+        ),
+        Formula(
+            "focal_share_float64",
+            "The share of a label, as a sum of two; `positive` is alpha and `negative` 1-alpha, or both 1.",
+            """\
+def focal_share_float64(y, positive, negative):
+    rest = 1.0 - y
+    one, other = positive * y, negative * rest
+    share, error = two_sum_float64(one, other)
+    return share, error + fma(positive, y, -one) + fma(negative, rest, -other) + negative * ((1.0 - rest) - y)
 """,
         ),
         Formula(
             "focal_loss_float64",
-            "The focal loss of a logit and its label; `positive` is alpha and `negative` 1-alpha, or both 1.",
+            "The focal loss of a logit and its label.",
             """\
 def focal_loss_float64(z, y, gamma, positive, negative):
-    loss, loss_error, power, power_error, late = focal_parts_float64(z, y, gamma)
-    share = fma(positive, y, negative * (1.0 - y))
-    product = loss * power
-    error = fma(loss, power, -product) + fma(loss, power_error, loss_error * power)
-    product += error if product < 1e300 else 0.0
-    return 0.0 if share == 0.0 else share * product, late
+    loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(z, y, gamma)
+    share, share_error = focal_share_float64(y, positive, negative)
+    product, error = two_product_float64(loss, loss_error, power, power_error)
+    product, error = two_product_float64(product, error, again, again_error)
+    product, error = two_product_float64(product, error, share, share_error)
+    return 0.0 if share == 0.0 else product + error, late
 """,
         ),
         Formula(
@@ -748,15 +782,38 @@ def focal_loss_float64(z, y, gamma, positive, negative):
 def focal_gradient_float64(z, y, gamma, positive, negative):
     a = -z if z < 0.0 else z
     held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
-    loss, _, power, power_error, late = focal_parts_float64(-held if z < 0.0 else held, y, gamma)
-    share = fma(positive, y, negative * (1.0 - y))
-    wrong, right = (1.0 - y, y) if z > 0.0 else (y, 1.0 - y)
-    u, u_late = exp_float64(held)
-    e = u * u_late
-    steep = 1.0 if wrong == 0.0 else e / fma(right, e, wrong)
-    slope, _ = logits_gradient_float64(z, y)
-    total = slope + gamma * loss * ((1.0 - 2.0 * y) * steep / (1.0 + e))
-    return share * (total * (power + power_error)), late
+    loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(
+        -held if z < 0.0 else held, y, gamma
+    )
+    rest = 1.0 - y
+    error = (1.0 - rest) - y
+    wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
+    u, small, u_late = exact_exp_float64(held, 0.0)
+    e, e_error = u * u_late, small * u_late
+    clear = wrong == 0.0
+    d, d_error = two_sum_float64(1.0, e)
+    d_error += e_error
+    # l' = (wrong - right e) / (1+e), over `late` as l is
+    v, v_error = (u, small) if clear else (e, e_error)
+    paid, paid_error = two_product_float64(right, right_error, v, v_error)
+    n, n_error = two_sum_float64(wrong, -paid)
+    slope, slope_error = two_quotient_float64(n, n_error + (wrong_error - paid_error), d, d_error)
+    # (1-2y) e / ((1+e) (wrong + right e)), where a hard label on the right side leaves (1-2y) / (1+e)
+    paid, paid_error = two_product_float64(right, right_error, e, e_error)
+    n, n_error = two_sum_float64(wrong, paid)
+    n, n_error = (1.0, 0.0) if clear else (n, n_error + (wrong_error + paid_error))
+    n, n_error = two_product_float64(n, n_error, d, d_error)
+    tilt, tilt_error = two_sum_float64(1.0, -2.0 * y)
+    tilt, tilt_error = two_product_float64(tilt, tilt_error, 1.0 if clear else e, 0.0 if clear else e_error)
+    bend, bend_error = two_quotient_float64(tilt, tilt_error, n, n_error)
+    bend, bend_error = two_product_float64(bend, bend_error, gamma * loss, fma(gamma, loss, -(gamma * loss)))
+    bend_error += bend * (loss_error / loss if loss > 0.0 else 0.0)
+    slope, slope_error = (slope, slope_error) if z > 0.0 else (-slope, -slope_error)
+    total, error = two_sum_float64(slope, bend)
+    total, error = two_product_float64(total, error + (slope_error + bend_error), power, power_error)
+    total, error = two_product_float64(total, error, again, again_error)
+    total, error = two_product_float64(total, error, *focal_share_float64(y, positive, negative))
+    return total + error, late
 """,
         ),
     )

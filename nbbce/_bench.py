@@ -1,0 +1,472 @@
+"""What `nbbce bench` measures: how near to memory speed each function is, and against whom how fast.
+
+Machines are shared and noisy, and drift: what is compared is timed in turn, repetition by repetition, in one process,
+and the minimum of each is what counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import llvmlite.binding
+import numba
+import numpy as np
+from numba import njit, prange
+
+import nbbce
+from nbbce._arrays import Array
+from nbbce._files import Problem, one_line
+
+Work = Callable[[], Any]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+# What a rival computes in; 16 bits are for storing.
+RIVAL_DTYPES = ("float32", "float64")
+MEMORY, RIVALS = "how near to memory speed", "against whom"
+READS, WRITE, WRITES = "dot product of the same bytes", "loop of two reads and a write", "loop of two reads, two writes"
+NUMPY = "NumPy one-liner"
+
+
+class Row(NamedTuple):
+    """One comparison: of `base`, which is called `against`, with `work`, which answers `question`."""
+
+    question: str
+    base: Work
+    work: Work
+    at_least: float = 0.0
+    """What the time of `base` over that of `work` is to be."""
+    loops: int = 1
+    """Calls in one timing: more for what takes microseconds."""
+    against: str | None = None
+    """What `base` is, if not what a whole group is measured against."""
+    nbytes: int = 0
+    """Bytes that `work` must read and write."""
+
+
+def best(row: Row, repeats: int) -> tuple[float, float]:
+    """Least seconds of `base` and of `work`, timed in turn."""
+    least = [float("inf")] * 2
+    for function in (row.base, row.work):
+        function()
+    for _ in range(repeats):
+        for k, function in enumerate((row.base, row.work)):
+            start = time.perf_counter()
+            for _ in range(row.loops):
+                function()
+            least[k] = min(least[k], (time.perf_counter() - start) / row.loops)
+    return least[0], least[1]
+
+
+# --- Data ----------------------------------------------------------------------------------------------------------
+
+
+class Inputs(NamedTuple):
+    """Probabilities and logits, labels that fit each, and soft labels."""
+
+    x: Array
+    hard: Array
+    soft: Array
+    z: Array
+    z_hard: Array
+
+
+def data(size: int, dtype: Any) -> tuple[Array, Array, Array]:
+    """Predictions, labels that fit them, and soft labels."""
+    rng = np.random.default_rng(20)
+    x = rng.uniform(1e-4, 1 - 1e-4, size).astype(dtype)
+    return x, (rng.random(size) < x).astype(dtype), rng.random(size).astype(dtype)
+
+
+def logits(size: int, dtype: Any = np.float32) -> tuple[Array, Array]:
+    """Logits, as of a model that is often right, and labels that fit them."""
+    rng = np.random.default_rng(21)
+    z = rng.normal(0, 3, size).astype(np.float32)
+    return z.astype(dtype), (rng.random(size) < 1 / (1 + np.exp(-z))).astype(dtype)
+
+
+def inputs(size: int, dtype: str) -> Inputs:
+    """All inputs, of one size and dtype."""
+    if dtype == "bfloat16":
+        needed("ml_dtypes", "--dtype bfloat16")
+    try:
+        return Inputs(*data(size, np.dtype(dtype)), *logits(size, np.dtype(dtype)))
+    except MemoryError:
+        raise Problem(f"{size} elements do not fit into memory") from None
+
+
+def needed(module: str, what: str) -> Any:
+    """A module of the extra `bench`, or one line on how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise Problem(f"{what} needs {module}; python -m pip install 'nbbce[bench]'") from None
+
+
+# --- How near to memory speed --------------------------------------------------------------------------------------
+
+
+@njit(parallel=True, fastmath=True)  # type: ignore[untyped-decorator]
+def dot(x: Any, y: Any) -> Any:
+    """The floor of a sum: read the same bytes, do next to nothing."""
+    total = x.dtype.type(0)
+    for i in prange(x.size):
+        total += x[i] * y[i]
+    return total
+
+
+@njit(parallel=True)  # type: ignore[untyped-decorator]
+def add(x: Any, y: Any, out: Any) -> None:
+    """The floor of an elementwise result: two reads, one write."""
+    for i in prange(x.size):
+        out[i] = x[i] + y[i]
+
+
+@njit(parallel=True)  # type: ignore[untyped-decorator]
+def add_and_subtract(x: Any, y: Any, out: Any, other: Any) -> None:
+    """The floor of two elementwise results: two reads, two writes."""
+    for i in prange(x.size):
+        out[i] = x[i] + y[i]
+        other[i] = x[i] - y[i]
+
+
+def memory_rows(a: Inputs) -> list[Row]:
+    """Each function against reading, and where it has an array to give writing, the same bytes.
+
+    Results go into arrays that are there: the page faults of a fresh one cost as much as the work.
+    """
+    x, hard, soft, z, z_hard = a
+    first, second = np.empty_like(x), np.empty_like(x)
+    loops = max(1, 200_000 // x.size)
+    # Of 16 bits, a processor adds integers: their floor is that of memory, not of a conversion.
+    raw = [b.view(np.int16) if b.itemsize == 2 else b for b in (x, hard, soft, z, z_hard, first, second)]
+    both_read, triple, four = 2 * x.nbytes, 3 * x.nbytes, 4 * x.nbytes
+
+    def row(question: str, p: int, y: int, function: Any, arrays: int, **options: Any) -> Row:
+        base, against, nbytes = (
+            (lambda: dot(raw[p], raw[y]), READS, both_read),
+            (lambda: add(raw[p], raw[y], raw[5]), WRITE, triple),
+            (lambda: add_and_subtract(raw[p], raw[y], raw[5], raw[6]), WRITES, four),
+        )[arrays]
+        inputs = a[p], a[y]
+        if arrays:
+            options["validate"] = False
+        return Row(question, base, lambda: function(*inputs, **options), 0.0, loops, against, nbytes)
+
+    loss, of_logits = nbbce.binary_cross_entropy, nbbce.binary_cross_entropy_with_logits
+    both, both_of_logits = (
+        nbbce.binary_cross_entropy_value_and_grad,
+        nbbce.binary_cross_entropy_with_logits_value_and_grad,
+    )
+    hessian = nbbce.binary_cross_entropy_with_logits_grad_and_hess
+    return [
+        row("mean, labels 0/1", 0, 1, loss, 0),
+        row("mean, soft labels", 0, 2, loss, 0),
+        row("none, soft labels", 0, 2, loss, 1, reduction="none", out=first),
+        row("value_and_grad, labels 0/1", 0, 1, both, 1, out=(None, first)),
+        row("value_and_grad, soft labels", 0, 2, both, 1, out=(None, first)),
+        row("logits: mean, labels 0/1", 3, 4, of_logits, 0),
+        row("logits: mean, soft labels", 3, 2, of_logits, 0),
+        row("logits: none, labels 0/1", 3, 4, of_logits, 1, reduction="none", out=first),
+        row("logits: value_and_grad, labels 0/1", 3, 4, both_of_logits, 1, out=(None, first)),
+        row("logits: grad_and_hess, labels 0/1", 3, 4, hessian, 2, out=(first, second)),
+    ]
+
+
+# --- Against whom --------------------------------------------------------------------------------------------------
+
+
+def ours(a: Inputs) -> dict[str, Work]:
+    """What users write with nbbce, by question."""
+    x, hard, soft, z, z_hard = a
+    loss, of_logits = nbbce.binary_cross_entropy, nbbce.binary_cross_entropy_with_logits
+    return {
+        "mean, labels 0/1": lambda: loss(x, hard),
+        "mean, soft labels": lambda: loss(x, soft),
+        "none, soft labels": lambda: loss(x, soft, reduction="none"),
+        "value_and_grad, labels 0/1": lambda: nbbce.binary_cross_entropy_value_and_grad(x, hard),
+        "value_and_grad, soft labels": lambda: nbbce.binary_cross_entropy_value_and_grad(x, soft),
+        "logits: mean, labels 0/1": lambda: of_logits(z, z_hard),
+        "logits: mean, soft labels": lambda: of_logits(z, soft),
+        "logits: none, labels 0/1": lambda: of_logits(z, z_hard, reduction="none"),
+        "logits: value_and_grad, labels 0/1": lambda: nbbce.binary_cross_entropy_with_logits_value_and_grad(z, z_hard),
+        "logits: grad_and_hess, labels 0/1": lambda: nbbce.binary_cross_entropy_with_logits_grad_and_hess(z, z_hard),
+    }
+
+
+# A rival's answers: question, name, work.
+Answers = Iterator[tuple[str, str, Work]]
+
+
+def one_liner(x: Array, y: Array) -> Any:
+    """What one writes in NumPy."""
+    return -np.mean(y * np.log(x) + (1 - y) * np.log(1 - x))
+
+
+def numpy_answers(a: Inputs) -> Answers:
+    """What one writes in NumPy, in a line or two."""
+    x, hard, soft, z, z_hard = a
+
+    def losses(y: Array) -> Any:
+        return np.logaddexp(0, z) - y * z
+
+    def gradient_and_hessian() -> Any:
+        p = 1 / (1 + np.exp(-z))
+        return p - z_hard, p * (1 - p)
+
+    yield "mean, labels 0/1", NUMPY, lambda: one_liner(x, hard)
+    yield "mean, soft labels", NUMPY, lambda: one_liner(x, soft)
+    yield "none, soft labels", NUMPY, lambda: -(soft * np.log(x) + (1 - soft) * np.log(1 - x))
+    yield "value_and_grad, labels 0/1", NUMPY, lambda: (one_liner(x, hard), (x - hard) / (x * (1 - x)) / x.size)
+    yield "value_and_grad, soft labels", NUMPY, lambda: (one_liner(x, soft), (x - soft) / (x * (1 - x)) / x.size)
+    yield "logits: mean, labels 0/1", NUMPY, lambda: np.mean(losses(z_hard))
+    yield "logits: mean, soft labels", NUMPY, lambda: np.mean(losses(soft))
+    yield "logits: none, labels 0/1", NUMPY, lambda: losses(z_hard)
+    yield "logits: grad_and_hess, labels 0/1", NUMPY, gradient_and_hessian
+
+
+def torch_answers(a: Inputs) -> Answers:
+    """PyTorch, as it is and compiled; a gradient is a forward and a backward pass."""
+    import torch
+
+    torch.set_num_threads(numba.get_num_threads())
+    x, hard, soft, z, z_hard = map(torch.from_numpy, a)
+
+    def forward_and_backward(function: Any, leaf: Any, y: Any) -> None:
+        leaf.grad = None
+        function(leaf, y).backward()
+
+    for how, of in (("torch eager", lambda function: function), ("torch.compile", torch.compile)):
+        loss = of(torch.nn.functional.binary_cross_entropy)
+        of_logits = of(torch.nn.functional.binary_cross_entropy_with_logits)
+        leaf, z_leaf = x.clone().requires_grad_(), z.clone().requires_grad_()
+
+        def gradient(function: Any, leaf: Any, y: Any) -> Work:
+            return lambda: forward_and_backward(function, leaf, y)
+
+        def each(function: Any, p: Any, y: Any, **options: Any) -> Work:
+            return lambda: function(p, y, **options)
+
+        yield "mean, labels 0/1", how, each(loss, x, hard)
+        yield "mean, soft labels", how, each(loss, x, soft)
+        yield "none, soft labels", how, each(loss, x, soft, reduction="none")
+        yield "value_and_grad, labels 0/1", how, gradient(loss, leaf, hard)
+        yield "value_and_grad, soft labels", how, gradient(loss, leaf, soft)
+        yield "logits: mean, labels 0/1", how, each(of_logits, z, z_hard)
+        yield "logits: mean, soft labels", how, each(of_logits, z, soft)
+        yield "logits: none, labels 0/1", how, each(of_logits, z, z_hard, reduction="none")
+        yield "logits: value_and_grad, labels 0/1", how, gradient(of_logits, z_leaf, z_hard)
+
+
+def jax_answers(a: Inputs) -> Answers:
+    """JAX, compiled; the formulas are those of Optax and of its users."""
+    import jax
+    import jax.numpy as jnp
+
+    if a.x.dtype == np.float64:
+        jax.config.update("jax_enable_x64", True)
+    x, hard, soft, z, z_hard = map(jnp.asarray, a)
+
+    def losses(x: Any, y: Any) -> Any:
+        return -(y * jnp.log(x) + (1 - y) * jnp.log1p(-x))
+
+    def losses_of_logits(z: Any, y: Any) -> Any:
+        return -(y * jax.nn.log_sigmoid(z) + (1 - y) * jax.nn.log_sigmoid(-z))
+
+    def gradient_and_hessian(z: Any, y: Any) -> Any:
+        p = jax.nn.sigmoid(z)
+        return p - y, p * (1 - p)
+
+    def each(function: Any, p: Any, y: Any) -> Work:
+        compiled = jax.jit(function)
+        return lambda: jax.block_until_ready(compiled(p, y))
+
+    def mean(function: Any) -> Any:
+        return lambda p, y: jnp.mean(function(p, y))
+
+    how = "jax.jit"
+    yield "mean, labels 0/1", how, each(mean(losses), x, hard)
+    yield "mean, soft labels", how, each(mean(losses), x, soft)
+    yield "none, soft labels", how, each(losses, x, soft)
+    yield "value_and_grad, labels 0/1", how, each(jax.value_and_grad(mean(losses)), x, hard)
+    yield "value_and_grad, soft labels", how, each(jax.value_and_grad(mean(losses)), x, soft)
+    yield "logits: mean, labels 0/1", how, each(mean(losses_of_logits), z, z_hard)
+    yield "logits: mean, soft labels", how, each(mean(losses_of_logits), z, soft)
+    yield "logits: none, labels 0/1", how, each(losses_of_logits, z, z_hard)
+    yield "logits: value_and_grad, labels 0/1", how, each(jax.value_and_grad(mean(losses_of_logits)), z, z_hard)
+    yield "logits: grad_and_hess, labels 0/1", how, each(gradient_and_hessian, z, z_hard)
+
+
+def paddle_answers(a: Inputs) -> Answers:
+    """Paddle, as it is; a gradient is a forward and a backward pass."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it misses a compiler cache that nothing here needs
+        import paddle
+    x, hard, soft, z, z_hard = map(paddle.to_tensor, a)
+    loss = paddle.nn.functional.binary_cross_entropy
+    of_logits = paddle.nn.functional.binary_cross_entropy_with_logits
+    leaf, z_leaf = (paddle.to_tensor(p, stop_gradient=False) for p in (a.x, a.z))
+
+    def gradient(function: Any, leaf: Any, y: Any) -> None:
+        leaf.clear_grad()
+        function(leaf, y).backward()
+
+    how = "Paddle"
+    yield "mean, labels 0/1", how, lambda: loss(x, hard)
+    yield "mean, soft labels", how, lambda: loss(x, soft)
+    yield "none, soft labels", how, lambda: loss(x, soft, reduction="none")
+    yield "value_and_grad, labels 0/1", how, lambda: gradient(loss, leaf, hard)
+    yield "value_and_grad, soft labels", how, lambda: gradient(loss, leaf, soft)
+    yield "logits: mean, labels 0/1", how, lambda: of_logits(z, z_hard)
+    yield "logits: mean, soft labels", how, lambda: of_logits(z, soft)
+    yield "logits: none, labels 0/1", how, lambda: of_logits(z, z_hard, reduction="none")
+    yield "logits: value_and_grad, labels 0/1", how, lambda: gradient(of_logits, z_leaf, z_hard)
+
+
+def sklearn_answers(a: Inputs) -> Answers:
+    """scikit-learn's metric, and the loss inside its models."""
+    from sklearn._loss.loss import HalfBinomialLoss
+    from sklearn.metrics import log_loss
+
+    x, hard, _, z, z_hard = a
+    half, threads = HalfBinomialLoss(), numba.get_num_threads()
+    first, second = np.empty_like(z), np.empty_like(z)
+    yield "mean, labels 0/1", "scikit-learn", lambda: log_loss(hard, x)
+    kept = {"n_threads": threads}
+    yield "logits: none, labels 0/1", "scikit-learn", lambda: half.loss(z_hard, z, None, first, **kept)
+    question = "logits: value_and_grad, labels 0/1"
+    yield question, "scikit-learn", lambda: half.loss_gradient(z_hard, z, None, first, second, **kept)
+    question = "logits: grad_and_hess, labels 0/1"
+    yield question, "scikit-learn", lambda: half.gradient_hessian(z_hard, z, None, first, second, **kept)
+
+
+ANSWERS: dict[str, Callable[[Inputs], Answers]] = {
+    "torch": torch_answers,
+    "jax": jax_answers,
+    "paddle": paddle_answers,
+    "sklearn": sklearn_answers,
+}
+
+
+def rival_rows(a: Inputs, rivals: bool, left_out: dict[str, str]) -> list[Row]:
+    """Against the NumPy one-liner, and with `rivals` against who is installed; who is not goes to `left_out`."""
+    mine = ours(a)
+    loops = max(1, 200_000 // a.x.size)
+    answers = list(numpy_answers(a))
+    for name, of in ANSWERS.items() if rivals else ():
+        try:
+            answers += of(a)
+        except Exception as error:
+            left_out[name] = "not installed" if isinstance(error, ModuleNotFoundError) else one_line(error)
+    return [Row(question, base, mine[question], 0.0, loops, against) for question, against, base in answers]
+
+
+# --- All of it -----------------------------------------------------------------------------------------------------
+
+
+def sizes(largest: int) -> list[int]:
+    """Powers of four from 1024 on, and the largest."""
+    smaller = [1024]
+    while smaller[-1] * 4 < largest:
+        smaller.append(smaller[-1] * 4)
+    return [size for size in smaller if size < largest] + [largest]
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions that figures belong to."""
+    return {
+        "processor": llvmlite.binding.get_host_cpu_name(),
+        "threads": numba.get_num_threads(),
+        "python": platform.python_version(),
+        "numba": numba.__version__,
+        "numpy": np.__version__,
+        "nbbce": nbbce.__version__,
+    }
+
+
+def versions(names: Any) -> dict[str, str]:
+    """The versions of what is installed of `names`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version({"paddle": "paddlepaddle", "sklearn": "scikit-learn"}.get(name, name))
+    return found
+
+
+def measure(largest: int, dtypes: list[str], repeats: int, rivals: bool, sweep: bool, bar: Any) -> dict[str, Any]:
+    """The figures of `nbbce bench`; `bar` is a tqdm progress bar, `sweep` asks for all sizes up to the largest."""
+    rows: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+
+    def add_row(group: str, dtype: str, size: int, row: Row, turns: int) -> None:
+        bar.set_description(f"{dtype}, {size}: {row.question} / {row.against}")
+        try:
+            base, work = best(row, turns)
+        except Exception as error:
+            if group == MEMORY:
+                raise
+            # Such as torch.compile without a compiler for C++.
+            left_out[f"{row.against}: {dtype}, {row.question}"] = one_line(error)
+        else:
+            found = {"group": group, "dtype": dtype, "size": size, "question": row.question, "against": row.against}
+            rows.append(found | {"base_s": base, "nbbce_s": work, "bytes": row.nbytes})
+        bar.update()
+
+    for dtype in dtypes:
+        for size in sizes(largest) if sweep else [largest]:
+            near = memory_rows(inputs(size, dtype))
+            bar.total += len(near)
+            for row in near:
+                add_row(MEMORY, dtype, size, row, repeats)
+        if dtype in RIVAL_DTYPES:
+            against = rival_rows(inputs(largest, dtype), rivals, left_out)
+            bar.total += len(against)
+            for row in against:
+                # A slow one is given fewer turns: its minimum settles earlier.
+                add_row(RIVALS, dtype, largest, row, max(3, repeats // 4))
+    facts = machine() | (versions(ANSWERS) if rivals else {})
+    return {"machine": facts, "repeats": repeats, "rows": rows, "left_out": left_out}
+
+
+def shown(seconds: float) -> str:
+    """A time to read: milliseconds, or microseconds."""
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.2f} us"
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures of the largest size: first how near to memory speed, then against whom, the nearest first."""
+    facts = figures["machine"]
+    largest = max(row["size"] for row in figures["rows"])
+    lines = [
+        f"{largest} elements, {facts['threads']} threads, {facts['processor']}, minima of {figures['repeats']} turns "
+        f"(against rivals {max(3, figures['repeats'] // 4)})"
+    ]
+    last = None
+    for row in sorted(
+        (row for row in figures["rows"] if row["size"] == largest),
+        key=lambda row: (row["group"] != MEMORY, row["dtype"], row["against"] * (row["group"] != MEMORY), ratio(row)),
+    ):
+        if row["group"] != last:
+            last = row["group"]
+            what = "reference" if last == MEMORY else "rival"
+            lines += ["", f"{last:46s} {'':30s} {what:>10s} {'nbbce':>10s} {'ratio':>8s} {'GB/s':>6s}"]
+        speed = f"{row['bytes'] / row['nbbce_s'] / 1e9:6.1f}" if row["bytes"] else ""
+        lines.append(
+            f"{row['dtype'] + ', ' + row['question']:46s} {row['against']:30s} {shown(row['base_s']):>10s} "
+            f"{shown(row['nbbce_s']):>10s} {ratio(row):8.2f} {speed}".rstrip()
+        )
+    for name, reason in figures["left_out"].items():
+        lines += [*([""] if name == next(iter(figures["left_out"])) else []), f"left out: {name}: {reason}"]
+    return "\n".join(lines)
+
+
+def ratio(row: dict[str, Any]) -> float:
+    """How many times as fast as the reference nbbce is."""
+    return float(row["base_s"] / row["nbbce_s"])
