@@ -136,7 +136,7 @@ def _types_and_makers(
         address("multiply", results[1:] != [None, None] and (grad_output or mask)),
         address(f"each_{labels}{'wide_loss' if computed == 'float32' else 'loss_float64'}", wide),
         address(f"{domain}mark_bad_{'wide' if computed == 'float32' else computed}", wide),
-        address("column_sums" if wide == "column" else f"row_sums_{computed}", wide),
+        address(f"{wide}_sums_{computed}", wide),
         address("finish", wide),
         address(f"copy_float64_to_{kind_of(call.dtype) if call.counts is None else 'float64'}", wide),
         0,  # BY_ROWS and the results: see _sums_along_axes

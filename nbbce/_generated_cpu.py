@@ -2649,7 +2649,8 @@ def multiply(a_at, b_at, w_at, scale, out_at, count, scratch_at):
 
 # Sums along an axis, of the losses of a block in float64.  A row that lies within a block is summed at once: a short
 # one in order, one of 64 or more in 16 lanes, folded by halving.  Where the rows of a block are added up, the lanes are
-# a whole number of rows.  What a sum loses is kept, but for short rows of float32, whose losses are not that exact.
+# a whole number of rows.  What a sum loses is kept, but for short rows and for columns of float32: their losses are not
+# that exact.
 
 
 @maker
@@ -2690,8 +2691,20 @@ def row_sums_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 
 @maker
-def column_sums(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Add rows of `scale` elements to the lanes at `out`, and what is lost to the lanes behind them."""
+def column_sums_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Add rows of `scale` elements to the lanes at `out`."""
+    length = I64(scale)
+    for start in range(0, count, length):
+        width = U64(min(length, count - start))
+        terms, lanes = array_at(x_at + 8 * start, width, F64), array_at(out_at, width, F64)
+        for j in range(width):
+            lanes[j] += terms[j]
+    return 0.0
+
+
+@maker
+def column_sums_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The same with what each addition loses, which goes to the lanes behind them."""
     length = I64(scale)
     for start in range(0, count, length):
         width = min(length, count - start)
