@@ -330,9 +330,7 @@ def test_weights_multiply_what_is_summed_and_are_not_divided_by(family, shape, a
     eighths = np.asarray(rng.integers(1, 33, parts))
     if kind == "integers":
         eighths *= 8
-    total, mean = sums(
-        pool(family)[2][drawn(family, shape)] * np.broadcast_to(eighths, shape).astype(object), axes
-    )
+    total, mean = sums(pool(family)[2][drawn(family, shape)] * np.broadcast_to(eighths, shape).astype(object), axes)
     for dtype in WIDE:
         x, y = arrays(family, shape, dtype)
         weight = eighths // 8 if kind == "integers" else (eighths / 8).astype(dtype) if parts else eighths / 8
@@ -351,7 +349,9 @@ def test_mean_divides_by_the_number_of_elements_that_are_kept_of_each(family, sh
         bad = np.array([np.nan, np.inf, -np.inf, 1.5, -1], dtype)
         x[~where] = bad[np.arange(np.sum(~where)) % 5]
         y[~where] = bad[np.arange(np.sum(~where)) % 4]
-        assert_close(FAMILIES[family].value(x, y, reduction="sum", axis=axes, where=where), total, FAMILIES[family].summed)
+        assert_close(
+            FAMILIES[family].value(x, y, reduction="sum", axis=axes, where=where), total, FAMILIES[family].summed
+        )
         with warned_if(np.isnan(mean).any()):
             result = FAMILIES[family].value(x, y, reduction="mean", axis=axes, where=where)
         assert_close(result, mean, FAMILIES[family].summed)
@@ -365,7 +365,9 @@ def test_where_broadcasts_to_the_input(family, part, rng):
     x, y = arrays(family, (40, 30), "float32")
     for axis in (0, 1, (0, 1), ()):
         total, mean = sums(pool(family)[2][drawn(family, (40, 30))], axis, where=wide)
-        assert_close(FAMILIES[family].value(x, y, reduction="sum", axis=axis, where=where), total, FAMILIES[family].summed)
+        assert_close(
+            FAMILIES[family].value(x, y, reduction="sum", axis=axis, where=where), total, FAMILIES[family].summed
+        )
         with warned_if(np.isnan(mean).any()):
             result = FAMILIES[family].value(x, y, reduction="mean", axis=axis, where=where)
         assert_close(result, mean, FAMILIES[family].summed)
@@ -585,7 +587,14 @@ def test_second_derivative_of_a_mean_is_divided_by_the_number_of_elements_of_eac
 
 @pytest.mark.parametrize(
     ("axis", "keepdims", "shape"),
-    [(0, False, (3,)), (1, False, (2,)), (0, True, (1, 3)), (1, True, (2, 1)), ((0, 1), True, (1, 1)), ((), False, (2, 3))],
+    [
+        (0, False, (3,)),
+        (1, False, (2,)),
+        (0, True, (1, 3)),
+        (1, True, (2, 1)),
+        ((0, 1), True, (1, 1)),
+        ((), False, (2, 3)),
+    ],
     ids=str,
 )
 def test_what_follows_must_broadcast_to_the_sums(axis, keepdims, shape):
@@ -595,9 +604,7 @@ def test_what_follows_must_broadcast_to_the_sums(axis, keepdims, shape):
         for wrong in ((4,), (2, 2), (1, 2, 3), (3, 1)):
             message = f"'grad_output' must broadcast to the shape of the loss, {shape}; got {wrong}"
             with test_errors.is_raised(ValueError, function, message):
-                test_errors.call(
-                    function, reduction="sum", axis=axis, keepdims=keepdims, grad_output=np.ones(wrong)
-                )
+                test_errors.call(function, reduction="sum", axis=axis, keepdims=keepdims, grad_output=np.ones(wrong))
 
 
 # Results in the caller's own arrays.
@@ -627,7 +634,14 @@ def test_out_has_the_shape_of_the_result_and_is_filled(family, layout, shape, ax
 
 @pytest.mark.parametrize(
     ("axis", "keepdims", "shape"),
-    [(0, False, (3,)), (-1, False, (2,)), (0, True, (1, 3)), ((0, 1), True, (1, 1)), ((0, 1), False, ()), ((), False, (2, 3))],
+    [
+        (0, False, (3,)),
+        (-1, False, (2,)),
+        (0, True, (1, 3)),
+        ((0, 1), True, (1, 1)),
+        ((0, 1), False, ()),
+        ((), False, (2, 3)),
+    ],
     ids=str,
 )
 @families

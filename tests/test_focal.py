@@ -488,9 +488,7 @@ def test_gradient_is_multiplied_by_what_follows_and_divided_by_the_number_of_ele
         factor = [mp.mpf(float(f)) / count for f in np.broadcast_to(1 if follows is None else follows, z.shape).flat]
         results = gradients(z, y, None, reduction, alpha=alpha, gamma=gamma, grad_output=follows)
         scaled, sizes = ([e * f for e, f in zip(v, factor, strict=True)] for v in (exact, terms))
-        distance, message = reference.worst(
-            reference.ulps, results, scaled, dtype, z, y, terms=[abs(s) for s in sizes]
-        )
+        distance, message = reference.worst(reference.ulps, results, scaled, dtype, z, y, terms=[abs(s) for s in sizes])
         assert distance <= WEIGHTED[dtype], message
 
 

@@ -602,9 +602,7 @@ def test_element_that_where_leaves_out_counts_for_nothing_whatever_it_holds(dtyp
     for array in (z, y, w):
         array[~where] = np.array([np.nan, np.inf, -1, 2], dtype)[rng.integers(0, 4, z.shape)][~where]
     # Single answers have the same bits, and those of a mean are divided by the number of kept elements.
-    for got, expected in zip(
-        both_derivatives(z, y, w, reduction, where=where), both_derivatives(*kept), strict=True
-    ):
+    for got, expected in zip(both_derivatives(z, y, w, reduction, where=where), both_derivatives(*kept), strict=True):
         whole = np.zeros(z.shape, dtype)
         whole[where] = expected
         np.testing.assert_array_equal(got, whole)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-import ml_dtypes  # noqa: F401  (gives NumPy the dtype "bfloat16")
+import ml_dtypes
 import numba
 import numpy as np
 import processes
@@ -639,7 +639,7 @@ def test_pos_weight_broadcasts_to_the_input(family, dtype, shape):
 @pytest.mark.parametrize("size", [1, 300, 5003])
 @dtypes_of_families
 def test_hard_labels_give_the_same_bits_in_every_dtype(family, dtype, size, labels):
-    x, y, w, p = four(family, (size,), dtype, "hard")
+    x, y, _, p = four(family, (size,), dtype, "hard")
     for options in ({"pos_weight": p}, {"label_smoothing": 0.125}, {"pos_weight": 3, "label_smoothing": 0.125}):
         expected = answers(family, x, y, **options)
         assert_same_bits(answers(family, x, y.astype(labels), **options), expected)
@@ -766,7 +766,9 @@ def test_pos_weight_must_be_on_the_host_and_without_a_mask(function):
         test_errors.call(function, pos_weight=masked)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, -5e-324, 1 + 2.0**-52, np.nan, np.inf, -np.inf, 2, np.float32(1.5)], ids=str)
+@pytest.mark.parametrize(
+    "value", [-0.1, 1.1, -5e-324, 1 + 2.0**-52, np.nan, np.inf, -np.inf, 2, np.float32(1.5)], ids=str
+)
 @functions
 def test_smoothing_outside_0_to_1_is_a_value_error(function, value):
     with pytest.raises(ValueError, match=rf"\A{function}: 'label_smoothing' must be in \[0, 1\]; got "):
@@ -781,7 +783,9 @@ def test_smoothing_that_is_no_real_number_is_a_type_error(function, value):
 
 
 @pytest.mark.parametrize(
-    "change", [{"pos_weight": np.ones(2)}, {"pos_weight": "2"}, {"label_smoothing": 2}, {"label_smoothing": "1"}], ids=str
+    "change",
+    [{"pos_weight": np.ones(2)}, {"pos_weight": "2"}, {"label_smoothing": 2}, {"label_smoothing": "1"}],
+    ids=str,
 )
 @functions
 def test_out_is_as_it_was_after_a_wrong_argument(function, change):
@@ -792,7 +796,9 @@ def test_out_is_as_it_was_after_a_wrong_argument(function, change):
     assert (outs == 7).all()
 
 
-@pytest.mark.parametrize("options", [{"pos_weight": 2.0}, {"pos_weight": np.ones(6)}, {"label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"pos_weight": 2.0}, {"pos_weight": np.ones(6)}, {"label_smoothing": 0.1}], ids=str
+)
 @functions
 def test_out_is_as_it_was_after_a_value_outside_the_domain(function, options):
     outs = np.full((2, 6), 7, np.float32)
