@@ -1,7 +1,7 @@
 """How fast nbbce is, as ratios inside one run: against memory, against `np.log`, against its rivals.
 
     python asv_benchmarks/speed.py                 against memory and np.log
-    python asv_benchmarks/speed.py --rivals        also against torch, JAX, scikit-learn and NumPy, where installed
+    python asv_benchmarks/speed.py --rivals        also against NumPy, torch, JAX and scikit-learn, where installed
     python asv_benchmarks/speed.py --json FILE     keep the figures
     python asv_benchmarks/speed.py --markdown FILE print kept figures as the rows of README's table
 
@@ -14,26 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import llvmlite.binding
 import numba
 import numpy as np
-from numba import njit, prange
 from tqdm import tqdm
 
 import nbbce
-from nbbce import _cpu
+from nbbce import _bench, _cpu
+from nbbce._bench import Row, Work, add, best, data, dot, logits, machine, one_liner, shown
 
 CACHED = 16_384
-Work = Callable[[], Any]
-
 
 # What the rows of a group are measured against.
 AGAINST = {
@@ -44,47 +39,6 @@ AGAINST = {
     "cache_rows": "`np.log` of the array, one thread",
     "call_rows": "NumPy one-liner",
 }
-
-
-class Row(NamedTuple):
-    """One comparison: the time of `base` over the time of `work` is to be `at_least`."""
-
-    question: str
-    base: Work
-    work: Work
-    at_least: float
-    loops: int = 1
-    """Calls in one timing: more for what takes microseconds."""
-    against: str | None = None
-    """What `base` is, if not what the group is measured against."""
-
-
-@njit(parallel=True, fastmath=True)
-def dot(x, y):  # type: ignore[no-untyped-def]
-    """The floor of a sum: read the same bytes, do next to nothing."""
-    total = x.dtype.type(0)
-    for i in prange(x.size):
-        total += x[i] * y[i]
-    return total
-
-
-@njit(parallel=True)
-def add(x, y, out):  # type: ignore[no-untyped-def]
-    """The floor of an elementwise result: two reads, one write."""
-    for i in prange(x.size):
-        out[i] = x[i] + y[i]
-
-
-def one_liner(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
-    """What one writes in NumPy."""
-    return -np.mean(y * np.log(x) + (1 - y) * np.log(1 - x))
-
-
-def data(size: int, dtype: Any) -> tuple[np.ndarray[Any, Any], ...]:
-    """Predictions, labels that fit them, and soft labels."""
-    rng = np.random.default_rng(20)
-    x = rng.uniform(1e-4, 1 - 1e-4, size).astype(dtype)
-    return x, (rng.random(size) < x).astype(dtype), rng.random(size).astype(dtype)
 
 
 def memory_rows(size: int) -> list[Row]:
@@ -105,13 +59,6 @@ def memory_rows(size: int) -> list[Row]:
     none: Work = lambda: bce(x, soft, reduction="none", out=out, validate=False)  # noqa: E731
     rows.append(Row("none, float32", lambda: add(x, soft, out), none, 0.7, 1, "loop of two reads and a write"))
     return rows
-
-
-def logits(size: int) -> tuple[np.ndarray[Any, Any], ...]:
-    """Logits, as of a model that is often right, and labels that fit them."""
-    rng = np.random.default_rng(21)
-    z = rng.normal(0, 3, size).astype(np.float32)
-    return z, (rng.random(size) < 1 / (1 + np.exp(-z))).astype(np.float32)
 
 
 def logits_rows(size: int) -> list[Row]:
@@ -223,101 +170,36 @@ def call_rows(size: int) -> list[Row]:
     ]
 
 
+# What a rival's time over ours is to be.  What is not named here, `nbbce bench --rivals` measures too.
+LEAST = {
+    ("mean, labels 0/1", "NumPy one-liner"): 35,
+    ("mean, soft labels", "NumPy one-liner"): 35,
+    ("mean, labels 0/1", "torch eager"): 60,
+    ("mean, soft labels", "torch eager"): 60,
+    ("mean, labels 0/1", "torch.compile"): 4,
+    ("mean, soft labels", "torch.compile"): 4,
+    ("value_and_grad, labels 0/1", "torch eager"): 60,
+    ("value_and_grad, soft labels", "torch eager"): 60,
+    ("mean, labels 0/1", "jax.jit"): 4,
+    ("mean, soft labels", "jax.jit"): 4,
+    ("mean, labels 0/1", "scikit-learn"): 400,
+    ("logits: value_and_grad, labels 0/1", "torch eager"): 40,
+    ("logits: value_and_grad, labels 0/1", "torch.compile"): 4,
+    ("logits: value_and_grad, labels 0/1", "scikit-learn"): 20,
+}
+
+
 def rival_rows(size: int) -> list[Row]:
     """Against what users have today, where it is installed."""
-    x, hard, soft = data(size, np.float32)
-    ours: dict[str, Work] = {
-        "labels 0/1": lambda: nbbce.binary_cross_entropy(x, hard),
-        "soft labels": lambda: nbbce.binary_cross_entropy(x, soft),
-    }
-    labels = {"labels 0/1": hard, "soft labels": soft}
-    rows = [
-        Row(f"mean, {k}", lambda y=y: one_liner(x, y), ours[k], 35, 1, "NumPy one-liner") for k, y in labels.items()
+    left_out: dict[str, str] = {}
+    rows = _bench.rival_rows(_bench.inputs(size, "float32"), True, left_out)
+    for name, reason in left_out.items():
+        print(f"{name} is left out: {reason}", file=sys.stderr)
+    return [
+        row._replace(at_least=LEAST[row.question, row.against], loops=1)
+        for row in rows
+        if (row.question, row.against) in LEAST
     ]
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: left out", file=sys.stderr)
-    else:
-        torch.set_num_threads(numba.get_num_threads())
-        eager = torch.nn.functional.binary_cross_entropy
-        compiled = torch.compile(eager)
-        leaf = torch.from_numpy(x.copy()).requires_grad_()
-        tensor = leaf.detach()
-
-        def forward_and_backward(y: Any) -> None:
-            leaf.grad = None
-            eager(leaf, y).backward()
-
-        for k, y in labels.items():
-            ty = torch.from_numpy(y)
-            both: Work = lambda y=y: nbbce.binary_cross_entropy_value_and_grad(x, y)  # noqa: E731
-            rows += [
-                Row(f"mean, {k}", lambda y=ty: eager(tensor, y), ours[k], 60, 1, "torch eager"),
-                Row(f"mean, {k}", lambda y=ty: compiled(tensor, y), ours[k], 4, 1, "torch.compile"),
-                Row(
-                    f"value_and_grad, {k}",
-                    lambda y=ty: forward_and_backward(y),
-                    both,
-                    60,
-                    1,
-                    "torch forward and backward",
-                ),
-            ]
-    try:
-        import jax
-        import jax.numpy as jnp
-    except ImportError:
-        print("jax is not installed: left out", file=sys.stderr)
-    else:
-        jitted = jax.jit(lambda x, y: -jnp.mean(y * jnp.log(x) + (1 - y) * jnp.log1p(-x)))
-        jx = jnp.asarray(x)
-        for k, y in labels.items():
-            jy = jnp.asarray(y)
-            rows.append(Row(f"mean, {k}", lambda y=jy: jitted(jx, y).block_until_ready(), ours[k], 4, 1, "jax.jit"))
-    try:
-        from sklearn.metrics import log_loss
-    except ImportError:
-        print("scikit-learn is not installed: left out", file=sys.stderr)
-    else:
-        mean = ours["labels 0/1"]
-        rows.append(Row("mean, labels 0/1", lambda: log_loss(hard, x), mean, 400, 1, "scikit-learn log_loss"))
-    return rows
-
-
-def logits_rival_rows(size: int) -> list[Row]:
-    """Value and gradient of logits against what users have today, where it is installed."""
-    z, hard = logits(size)
-    both: Work = lambda: nbbce.binary_cross_entropy_with_logits_value_and_grad(z, hard)  # noqa: E731
-    question, rows = "logits: value_and_grad of the mean", []
-    try:
-        import torch
-    except ImportError:
-        pass  # rival_rows has said so
-    else:
-        torch.set_num_threads(numba.get_num_threads())
-        eager = torch.nn.functional.binary_cross_entropy_with_logits
-        leaf, labels = torch.from_numpy(z.copy()).requires_grad_(), torch.from_numpy(hard)
-
-        def forward_and_backward(function: Any) -> None:
-            leaf.grad = None
-            function(leaf, labels).backward()
-
-        compiled = torch.compile(eager)
-        rows += [
-            Row(question, lambda: forward_and_backward(eager), both, 40, 1, "torch forward and backward"),
-            Row(question, lambda: forward_and_backward(compiled), both, 4, 1, "torch.compile, forward and backward"),
-        ]
-    try:
-        from sklearn._loss.loss import HalfBinomialLoss
-    except ImportError:
-        pass
-    else:
-        loss = HalfBinomialLoss()
-        kept = np.empty_like(z), np.empty_like(z)
-        theirs: Work = lambda: loss.loss_gradient(hard, z, None, *kept, n_threads=numba.get_num_threads())  # noqa: E731
-        rows.append(Row(question, theirs, both, 20, 1, "scikit-learn HalfBinomialLoss.loss_gradient"))
-    return rows
 
 
 def start_up(repeats: int) -> list[dict[str, Any]]:
@@ -343,26 +225,8 @@ def start_up(repeats: int) -> list[dict[str, Any]]:
     return [{"question": q, "nbbce_s": seconds, "at_most_s": limit} for q, seconds, limit in questions]
 
 
-def best(row: Row, repeats: int) -> tuple[float, float]:
-    """Least seconds of `base` and of `work`, timed in turn."""
-    least = [float("inf")] * 2
-    for function in (row.base, row.work):
-        function()
-    for _ in range(repeats):
-        for k, function in enumerate((row.base, row.work)):
-            start = time.perf_counter()
-            for _ in range(row.loops):
-                function()
-            least[k] = min(least[k], (time.perf_counter() - start) / row.loops)
-    return least[0], least[1]
-
-
 def markdown(file: str) -> str:
     """The rows of README's table, from a file of figures."""
-
-    def shown(seconds: float) -> str:
-        return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.2f} us"
-
     lines = ["| work | against | reference | nbbce | ratio |", "| --- | --- | ---: | ---: | ---: |"]
     with open(file, encoding="utf-8") as source:
         rows = json.load(source)["rows"]
@@ -390,15 +254,13 @@ def main() -> int:
         print(markdown(arguments.markdown))
         return 0
     groups = [memory_rows, logits_rows, axis_rows, layout_rows, cache_rows, call_rows]
-    groups += [rival_rows, logits_rival_rows] * arguments.rivals
+    groups += [rival_rows] * arguments.rivals
     results = []
     for group in groups:
         numba.set_num_threads(1 if group in (cache_rows, call_rows) else arguments.threads)
         for row in tqdm(group(arguments.size), desc=group.__name__, leave=False, disable=not sys.stderr.isatty()):
             # A slow rival is given fewer turns: its minimum settles earlier.
-            base, work = best(
-                row, arguments.repeats if "rival" not in group.__name__ else max(3, arguments.repeats // 4)
-            )
+            base, work = best(row, arguments.repeats if group is not rival_rows else _bench.fewer(arguments.repeats))
             against = AGAINST[group.__name__] if row.against is None else row.against
             results.append(
                 {
@@ -420,16 +282,11 @@ def main() -> int:
         print(f"{met} {result['question']:76s} {result['nbbce_s']:12.3f} s  (at most {result['at_most_s']:.2f} s)")
         results.append(result)
     if arguments.json:
-        machine = {
-            "processor": llvmlite.binding.get_host_cpu_name(),
-            "threads": arguments.threads,
-            "python": platform.python_version(),
-            "numba": numba.__version__,
-            "numpy": np.__version__,
-            "nbbce": nbbce.__version__,
-        }
+        facts = (
+            machine() | {"threads": arguments.threads} | (_bench.versions(_bench.ANSWERS) if arguments.rivals else {})
+        )
         with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine, "rows": results}, file, indent=1)
+            json.dump({"machine": facts, "rows": results}, file, indent=1)
             file.write("\n")
     return 0
 

@@ -21,11 +21,11 @@ from numba import njit, prange
 
 import nbbce
 from nbbce._arrays import Array
+from nbbce._cpu import PARALLEL_SIZE
 from nbbce._files import Problem, one_line
 
 Work = Callable[[], Any]
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 # What a rival computes in; 16 bits are for storing.
 RIVAL_DTYPES = ("float32", "float64")
 MEMORY, RIVALS = "how near to memory speed", "against whom"
@@ -111,8 +111,7 @@ def needed(module: str, what: str) -> Any:
 # --- How near to memory speed --------------------------------------------------------------------------------------
 
 
-@njit(parallel=True, fastmath=True)  # type: ignore[untyped-decorator]
-def dot(x: Any, y: Any) -> Any:
+def _dot(x: Any, y: Any) -> Any:
     """The floor of a sum: read the same bytes, do next to nothing."""
     total = x.dtype.type(0)
     for i in prange(x.size):
@@ -120,19 +119,25 @@ def dot(x: Any, y: Any) -> Any:
     return total
 
 
-@njit(parallel=True)  # type: ignore[untyped-decorator]
-def add(x: Any, y: Any, out: Any) -> None:
+def _add(x: Any, y: Any, out: Any) -> None:
     """The floor of an elementwise result: two reads, one write."""
     for i in prange(x.size):
         out[i] = x[i] + y[i]
 
 
-@njit(parallel=True)  # type: ignore[untyped-decorator]
-def add_and_subtract(x: Any, y: Any, out: Any, other: Any) -> None:
+def _add_and_subtract(x: Any, y: Any, out: Any, other: Any) -> None:
     """The floor of two elementwise results: two reads, two writes."""
     for i in prange(x.size):
         out[i] = x[i] + y[i]
         other[i] = x[i] - y[i]
+
+
+dot = njit(parallel=True, fastmath=True)(_dot)
+add = njit(parallel=True)(_add)
+add_and_subtract = njit(parallel=True)(_add_and_subtract)
+# Few elements are read sooner by one thread than dealt out to several: the floor of what nbbce does on one.
+SERIAL = njit(fastmath=True)(_dot), njit(_add), njit(_add_and_subtract)
+PARALLEL = dot, add, add_and_subtract
 
 
 def memory_rows(a: Inputs) -> list[Row]:
@@ -145,18 +150,21 @@ def memory_rows(a: Inputs) -> list[Row]:
     loops = max(1, 200_000 // x.size)
     # Of 16 bits, a processor adds integers: their floor is that of memory, not of a conversion.
     raw = [b.view(np.int16) if b.itemsize == 2 else b for b in (x, hard, soft, z, z_hard, first, second)]
-    both_read, triple, four = 2 * x.nbytes, 3 * x.nbytes, 4 * x.nbytes
+    floors = PARALLEL if x.size > PARALLEL_SIZE else SERIAL
 
     def row(question: str, p: int, y: int, function: Any, arrays: int, **options: Any) -> Row:
-        base, against, nbytes = (
-            (lambda: dot(raw[p], raw[y]), READS, both_read),
-            (lambda: add(raw[p], raw[y], raw[5]), WRITE, triple),
-            (lambda: add_and_subtract(raw[p], raw[y], raw[5], raw[6]), WRITES, four),
-        )[arrays]
-        inputs = a[p], a[y]
+        operands = raw[p], raw[y], *raw[5 : 5 + arrays]
         if arrays:
             options["validate"] = False
-        return Row(question, base, lambda: function(*inputs, **options), 0.0, loops, against, nbytes)
+        return Row(
+            question,
+            lambda: floors[arrays](*operands),
+            lambda: function(a[p], a[y], **options),
+            0.0,
+            loops,
+            (READS, WRITE, WRITES)[arrays],
+            (2 + arrays) * x.nbytes,
+        )
 
     loss, of_logits = nbbce.binary_cross_entropy, nbbce.binary_cross_entropy_with_logits
     both, both_of_logits = (
@@ -370,11 +378,11 @@ def rival_rows(a: Inputs, rivals: bool, left_out: dict[str, str]) -> list[Row]:
 
 
 def sizes(largest: int) -> list[int]:
-    """Powers of four from 1024 on, and the largest."""
-    smaller = [1024]
-    while smaller[-1] * 4 < largest:
-        smaller.append(smaller[-1] * 4)
-    return [size for size in smaller if size < largest] + [largest]
+    """Powers of four from 1024 on, to no more than half the largest, and the largest."""
+    found = [1024]
+    while found[-1] <= largest // 2:
+        found.append(found[-1] * 4)
+    return [*found[:-1], largest]
 
 
 def machine() -> dict[str, Any]:
@@ -398,6 +406,11 @@ def versions(names: Any) -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version({"paddle": "paddlepaddle", "sklearn": "scikit-learn"}.get(name, name))
     return found
+
+
+def fewer(repeats: int) -> int:
+    """Turns with a rival.  A slow one needs fewer: its minimum settles earlier."""
+    return max(3, repeats // 4)
 
 
 def measure(largest: int, dtypes: list[str], repeats: int, rivals: bool, sweep: bool, bar: Any) -> dict[str, Any]:
@@ -429,8 +442,7 @@ def measure(largest: int, dtypes: list[str], repeats: int, rivals: bool, sweep: 
             against = rival_rows(inputs(largest, dtype), rivals, left_out)
             bar.total += len(against)
             for row in against:
-                # A slow one is given fewer turns: its minimum settles earlier.
-                add_row(RIVALS, dtype, largest, row, max(3, repeats // 4))
+                add_row(RIVALS, dtype, largest, row, fewer(repeats))
     facts = machine() | (versions(ANSWERS) if rivals else {})
     return {"machine": facts, "repeats": repeats, "rows": rows, "left_out": left_out}
 
@@ -441,32 +453,144 @@ def shown(seconds: float) -> str:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures of the largest size: first how near to memory speed, then against whom, the nearest first."""
+    """The figures of the largest size: first how near to memory speed, then against whom."""
     facts = figures["machine"]
     largest = max(row["size"] for row in figures["rows"])
     lines = [
-        f"{largest} elements, {facts['threads']} threads, {facts['processor']}, minima of {figures['repeats']} turns "
-        f"(against rivals {max(3, figures['repeats'] // 4)})"
+        f"{largest} elements, {facts['threads']} threads, {facts['processor']}; minima of {figures['repeats']} turns, "
+        f"against others of {fewer(figures['repeats'])}"
     ]
-    last = None
-    for row in sorted(
-        (row for row in figures["rows"] if row["size"] == largest),
-        key=lambda row: (row["group"] != MEMORY, row["dtype"], row["against"] * (row["group"] != MEMORY), ratio(row)),
-    ):
-        if row["group"] != last:
-            last = row["group"]
-            what = "reference" if last == MEMORY else "rival"
-            lines += ["", f"{last:46s} {'':30s} {what:>10s} {'nbbce':>10s} {'ratio':>8s} {'GB/s':>6s}"]
-        speed = f"{row['bytes'] / row['nbbce_s'] / 1e9:6.1f}" if row["bytes"] else ""
-        lines.append(
-            f"{row['dtype'] + ', ' + row['question']:46s} {row['against']:30s} {shown(row['base_s']):>10s} "
-            f"{shown(row['nbbce_s']):>10s} {ratio(row):8.2f} {speed}".rstrip()
-        )
-    for name, reason in figures["left_out"].items():
-        lines += [*([""] if name == next(iter(figures["left_out"])) else []), f"left out: {name}: {reason}"]
+    for group, heads in ((MEMORY, ("reference", "nbbce", "ratio", "GB/s")), (RIVALS, ("rival", "nbbce", "ratio", ""))):
+        found = [row for row in figures["rows"] if row["group"] == group and row["size"] == largest]
+        # Of memory the nearest first, of rivals one after the other.
+        found.sort(key=lambda row: (row["dtype"], row["against"] if row["group"] == RIVALS else "", -ratio(row)))
+        if found:
+            lines += ["", _line(group, "", *heads)]
+        for row in found:
+            speed = f"{row['bytes'] / row['nbbce_s'] / 1e9:.1f}" if row["bytes"] else ""
+            times = shown(row["base_s"]), shown(row["nbbce_s"])
+            lines.append(
+                _line(f"{row['dtype']}, {row['question']}", row["against"], *times, f"{ratio(row):.2f}", speed)
+            )
+    lines += [""] * bool(figures["left_out"])
+    lines += [f"left out: {name}: {reason}" for name, reason in figures["left_out"].items()]
     return "\n".join(lines)
+
+
+def _line(work: str, against: str, base: str, mine: str, times: str, speed: str) -> str:
+    return f"{work:44s} {against:29s} {base:>10s} {mine:>10s} {times:>8s} {speed:>6s}".rstrip()
 
 
 def ratio(row: dict[str, Any]) -> float:
     """How many times as fast as the reference nbbce is."""
     return float(row["base_s"] / row["nbbce_s"])
+
+
+# --- The plot ------------------------------------------------------------------------------------------------------
+
+# Lines of the plot by what a function has to read and write, which decides the roof over it.
+PANELS = {
+    "reading: a mean": (READS, ("mean, labels 0/1", "mean, soft labels", "logits: mean, labels 0/1")),
+    "reading and writing: each loss, a gradient": (
+        WRITE,
+        ("none, soft labels", "value_and_grad, labels 0/1", "logits: value_and_grad, labels 0/1"),
+    ),
+}
+# Soft labels cost every rival the same as labels 0/1, and so are no bars of their own.
+BARS = {
+    "mean, labels 0/1": "probabilities:\nmean",
+    "none, soft labels": "probabilities:\nnone",
+    "value_and_grad, labels 0/1": "probabilities:\nvalue_and_grad",
+    "logits: mean, labels 0/1": "logits:\nmean",
+    "logits: none, labels 0/1": "logits:\nnone",
+    "logits: value_and_grad, labels 0/1": "logits:\nvalue_and_grad",
+    "logits: grad_and_hess, labels 0/1": "logits:\ngrad_and_hess",
+}
+RIVAL_NAMES = (NUMPY, "torch eager", "torch.compile", "jax.jit", "Paddle", "scikit-learn")
+
+
+def plot(figures: dict[str, Any], path: str) -> None:
+    """Throughput over size under the roof of memory, and bars against rivals; a row of panels for each dtype."""
+    pyplot = needed("matplotlib.pyplot", "--plot")
+    facts, rows = figures["machine"], figures["rows"]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    figure = pyplot.figure(figsize=(13, 8.5 * len(dtypes)), layout="constrained")
+    for part, dtype in zip(np.atleast_1d(figure.subfigures(len(dtypes), 1)), dtypes, strict=True):
+        mine = [row for row in rows if row["dtype"] == dtype]
+        part.suptitle(
+            f"nbbce {facts['nbbce']}, {dtype}, {facts['threads']} threads of {facts['processor']}", fontweight="bold"
+        )
+        bars = [row for row in mine if row["group"] == RIVALS]
+        panels = part.subplot_mosaic([["a", "b"], ["c", "c"]] if bars else [["a", "b"]])
+        panels["b"].sharey(panels["a"])
+        for key, (title, (roof, questions)) in zip("ab", PANELS.items(), strict=True):
+            _throughput(panels[key], mine, title, roof, questions)
+        if bars:
+            _bars(panels["c"], bars)
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise Problem(f"cannot write {path}: {one_line(error)}") from None
+    finally:
+        pyplot.close(figure)
+
+
+def _throughput(axes: Any, rows: list[dict[str, Any]], title: str, roof: str, questions: tuple[str, ...]) -> None:
+    def line(question: str, key: str) -> tuple[list[int], list[float]]:
+        found = [row for row in rows if row["group"] == MEMORY and row["question"] == question]
+        return [row["size"] for row in found], [row["bytes"] / row[key] / 1e9 for row in found]
+
+    near, top = line(questions[0], "base_s")
+    axes.fill_between(near, top, color="0.9", zorder=0)
+    axes.plot(near, top, color="0.45", linestyle="--", label=f"memory roof: {roof}")
+    for question in questions:
+        axes.plot(*line(question, "nbbce_s"), marker="o", markersize=4, linewidth=2, label=question)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("elements")
+    axes.set_ylabel("GB/s")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+
+
+def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
+    names = [name for name in RIVAL_NAMES if any(row["against"] == name for row in rows)]
+    at, labels = 0.0, []
+    for question, label in BARS.items():
+        found = {row["against"]: ratio(row) for row in rows if row["question"] == question}
+        present = [name for name in names if name in found]
+        if not present:
+            continue
+        places = at + np.arange(len(present))
+        labels.append((places.mean(), label))
+        heights = [found[name] for name in present]
+        # From 1, where a rival is as fast as nbbce: a bar downwards is one that is faster.
+        axes.bar(places, np.subtract(heights, 1), bottom=1, width=0.9, color=[f"C{names.index(n)}" for n in present])
+        for place, height in zip(places, heights, strict=True):
+            text = f"{height:.0f}" if height >= 9.95 else f"{height:.2g}"
+            axes.annotate(
+                text,
+                (place, max(height, 1)),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=8,
+            )
+        at = places[-1] + 2
+    axes.axhline(1, color="black", linewidth=1.5)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(top=axes.get_ylim()[1] * 2)
+    axes.set_xticks(*zip(*labels, strict=True))
+    axes.tick_params(axis="x", length=0)
+    size = max(row["size"] for row in rows)
+    axes.set_title(f"time of others over time of nbbce, {size:,} elements (black line: nbbce)", loc="left")
+    axes.set_ylabel("times as long as nbbce")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    for k, name in enumerate(names):
+        axes.bar(0, 0, bottom=1, color=f"C{k}", label=name)
+    axes.legend(loc="upper center", ncols=len(names), frameon=False)

@@ -1,4 +1,4 @@
-"""The command line: `nbbce score` and `nbbce info`.
+"""The command line: `nbbce score`, `nbbce info`, `nbbce bench` and `nbbce warmup`.
 
 A command is a function that adds its arguments to the parser and one that does its work and returns what to print.
 Numba and tqdm are imported by the commands that need them, so that `nbbce --help` answers at once.
@@ -31,6 +31,8 @@ from nbbce._files import Problem, Source, is_file_name, one_line, read_array
 CHUNK = 1 << 22
 # Elements that are computed before the clock starts, which loads or compiles the kernels, the parallel one as well.
 WARM_UP = 1 << 17
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 Index = tuple[slice, ...]
 
@@ -79,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="nbbce", description="Binary cross-entropy of arrays in files.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"nbbce {nbbce.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_score, _add_info):
+    for add in (_add_score, _add_info, _add_bench, _add_warmup):
         add(commands)
     return parser
 
@@ -473,3 +475,219 @@ def _threads() -> tuple[int, str]:
         return numba.get_num_threads(), numba.threading_layer()
     except Exception as error:
         return numba.config.NUMBA_NUM_THREADS, f"{numba.config.THREADING_LAYER}, which fails: {one_line(error)}"
+
+
+# --- nbbce bench ---------------------------------------------------------------------------------------------------
+
+
+def _count(text: str) -> int:
+    """A number of things of which there must be one."""
+    with contextlib.suppress(ValueError):
+        if int(text) > 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number, 1 or above; got {text!r}")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="how fast nbbce is here: against memory, and against others",
+        description="""Times each function in turn with what it is compared with, in one process, and takes the least
+            time of each.  A ratio is the time of the other over the time of nbbce: above 1, nbbce is the faster.""",
+        epilog="""Without --rivals the only other is the NumPy one-liner.  Others are measured in float32 and float64.
+            PyTorch and scikit-learn get as many threads as nbbce, JAX and Paddle as many as they take.""",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--size", metavar="N", type=_count, default=10_000_000, help="elements; default: 10000000")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        metavar="DTYPE",
+        choices=FLOATS,
+        default=["float32"],
+        help=f"{', '.join(FLOATS)}; default: float32",
+    )
+    parser.add_argument("--threads", metavar="N", type=_count, help="default: what Numba uses")
+    parser.add_argument("--repeats", metavar="N", type=_count, default=20, help="turns; default: 20")
+    parser.add_argument(
+        "--rivals", action="store_true", help="compare with PyTorch, JAX, Paddle and scikit-learn, where installed"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="draw throughput over size under the roof of memory, and bars against others"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=bench)
+
+
+def bench(arguments: argparse.Namespace) -> str:
+    """How fast nbbce is.
+
+    Parameters
+    ----------
+    arguments : argparse.Namespace
+        `size`, `dtype`, `threads`, `repeats`, `rivals`, `plot` and `json`, as the parser makes them.
+
+    Returns
+    -------
+    str
+        What to print.
+
+    Raises
+    ------
+    Problem
+        If a package is missing, or the plot cannot be written.
+    """
+    _check_numba()
+    import numba
+    from tqdm import tqdm
+
+    from nbbce import _bench
+
+    if arguments.plot is not None:  # what would be wrong after minutes of work
+        _bench.needed("matplotlib", "--plot")
+        if Path(arguments.plot).suffix != ".png":
+            raise Problem(f"--plot must end in .png; got {arguments.plot!r}")
+        if not Path(arguments.plot).parent.is_dir():
+            raise Problem(f"cannot write {arguments.plot}: {os.strerror(errno.ENOENT)}")
+    before, most = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS
+    if arguments.threads is not None and arguments.threads > most:
+        raise Problem(f"--threads must be at most {most}, what Numba has here; got {arguments.threads}")
+    numba.set_num_threads(arguments.threads or before)
+    try:
+        with tqdm(total=0, leave=False, disable=not _is_terminal()) as bar:
+            figures = _bench.measure(
+                arguments.size,
+                list(dict.fromkeys(arguments.dtype)),
+                arguments.repeats,
+                arguments.rivals,
+                arguments.plot is not None,
+                bar,
+            )
+    finally:
+        numba.set_num_threads(before)
+    if arguments.plot is not None:
+        _bench.plot(figures, arguments.plot)
+    return json.dumps(figures) if arguments.json else _bench.table(figures)
+
+
+def _is_terminal() -> bool:
+    """Whether a progress bar on stderr has a reader."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+# --- nbbce warmup --------------------------------------------------------------------------------------------------
+
+
+def _add_warmup(commands: Any) -> None:
+    parser = commands.add_parser(
+        "warmup",
+        help="compile kernels now, and keep them on disk",
+        description="""Compiles and keeps the kernels of the calls named, so that later processes compile nothing: for
+            every function, dtype, target and reduction together, with each choice of the arguments of --with.""",
+        epilog="NBBCE_CACHE names the folder that kernels are kept in; `nbbce info` shows it.",
+        allow_abbrev=False,
+    )
+    names = sorted(nbbce.__all__)
+    extras = ("weight", "pos_weight", "label_smoothing", "where", "axis", "out")
+    parser.add_argument(
+        "--function",
+        nargs="+",
+        metavar="NAME",
+        choices=names,
+        help=f"{', '.join(names)}; default: loss, and loss with gradient, of probabilities and of logits",
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        metavar="DTYPE",
+        choices=FLOATS,
+        default=["float32", "float64"],
+        help=f"of the predictions: {', '.join(FLOATS)}; default: float32 float64",
+    )
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        metavar="DTYPE",
+        default=["same", "bool", "int64"],
+        help="dtypes of the labels, or same for that of the predictions; default: same bool int64",
+    )
+    parser.add_argument(
+        "--reduction", nargs="+", choices=("mean", "sum", "none"), default=["mean", "none"], help="default: mean none"
+    )
+    parser.add_argument(
+        "--with",
+        dest="arguments",
+        nargs="+",
+        metavar="ARGUMENT",
+        choices=extras,
+        default=[],
+        help=f"what calls will be given, alone or together: {', '.join(extras)}; default: none of these",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=warmup)
+
+
+def warmup(arguments: argparse.Namespace) -> str:
+    """Compile kernels and keep them.
+
+    Parameters
+    ----------
+    arguments : argparse.Namespace
+        `function`, `dtype`, `target`, `reduction`, `arguments` and `json`, as the parser makes them.
+
+    Returns
+    -------
+    str
+        What to print.
+
+    Raises
+    ------
+    Problem
+        If there is no cache to keep kernels in, or a dtype is none.
+    """
+    _check_numba()
+    from tqdm import tqdm
+
+    from nbbce import _warmup
+    from nbbce._compile import FOLDER
+
+    if FOLDER is None:
+        raise Problem("there is no cache folder to keep kernels in; see NBBCE_CACHE")
+    for option, name in [("--dtype", n) for n in arguments.dtype] + [("--target", n) for n in arguments.target]:
+        if name != "same":
+            _check_dtype(option, name)
+    there, start = _warmup.kernels(), time.perf_counter()
+    todo = _warmup.calls(
+        arguments.function or list(_warmup.COMMON),
+        arguments.dtype,
+        arguments.target,
+        arguments.reduction,
+        arguments.arguments,
+    )
+    with tqdm(todo, leave=False, disable=not _is_terminal()) as bar:
+        for name, dtype, target, options in bar:
+            bar.set_description(f"{name}, {dtype}")
+            _warmup.make(name, dtype, target, options)
+    _warmup.compile_parallel()
+    compiled = len(_warmup.kernels() - there)
+    facts = {"calls": len(todo), "compiled": compiled, "there_before": len(there), "cache": str(FOLDER)}
+    if arguments.json:
+        return json.dumps(facts | {"seconds": time.perf_counter() - start})
+    return _table(
+        {
+            "calls": str(len(todo)),
+            "compiled": f"{compiled} kernels in {_duration(time.perf_counter() - start)}",
+            "kept in": str(FOLDER),
+        }
+    )
+
+
+def _check_dtype(option: str, name: str) -> None:
+    with contextlib.suppress(ImportError):
+        import ml_dtypes  # noqa: F401  # gives NumPy the dtype bfloat16
+    try:
+        found = np.dtype(name)
+    except TypeError:
+        raise Problem(f"{option} must be real dtypes that NumPy has; got {name!r}") from None
+    if not is_real(found):
+        raise Problem(f"{option} must be real dtypes that NumPy has; got {name!r}")

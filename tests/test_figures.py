@@ -1,0 +1,33 @@
+"""The README's tables are the figures in the committed files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("speed.py", "--markdown", "asv_benchmarks/speed.json"), ("accuracy.py", "--markdown")],
+    ids=["speed", "accuracy"],
+)
+def test_table_in_the_readme_is_what_the_committed_figures_say(command):
+    script, *arguments = command
+    printed = subprocess.run(
+        [sys.executable, f"asv_benchmarks/{script}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout.strip()
+    assert printed.count("\n") > 3
+    assert printed in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("picture", sorted(path.name for path in (ROOT / "docs").glob("*.png")))
+def test_picture_is_shown_in_the_readme(picture):
+    assert f"docs/{picture}" in (ROOT / "README.md").read_text(encoding="utf-8")
