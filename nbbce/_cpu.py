@@ -202,7 +202,7 @@ def _vector(
         extents, steps = _layout(x.shape, strides, merge_last=not tiled)
     across = any(0 < abs(step[-2]) < abs(step[-1]) for step in steps[:LOSS]) and extents[-2] > 1
     # What one loop reads from memory goes through it a block at a time, also by way of buffers where it is only strided
-    # (5.5 ms for every other of 10 million elements, not 7.2); all else in pieces.
+    # (5.6 ms for every other of 10 million elements, not 6.9); all else in pieces.
     in_place = all(fields[operand] == 0 for operand in range(OPERANDS)) and not shares
     computed = "float64" if kinds[INPUT] == "float64" else "float32"
     only_strided = kinds == (computed, computed, *(None,) * (OPERANDS - 2)) and not shares
@@ -371,40 +371,34 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
     place = [(*outer, *columns).index(d) for d in kept]
     dense = results if place == sorted(place) else np.empty([x.shape[d] for d in (*outer, *columns)], dtype)
     scale = 1.0 if gradient is None else gradient_scale(call)
-    threads = _threads(x.size)
-    try:
-        if not columns and rows <= generated.PIECE:
-            vector = _vector(call, operands, False, False, False, shares, "row")
-            vector[STEP] = vector[SPAN] = generated.PIECE // rows * rows
-            vector[BY_ROWS], vector[LENGTH] = 1, rows
-            vector[RESULT], vector[RESULT_ITEM] = _address(dense), dtype.itemsize
-            arguments: tuple[Any, ...] = (vector, 0, 0, 0, 0, 0, 0, call.weight_number, scale)
-            entries: tuple[Any, Any] = (run_serial, run_parallel)
-        else:
-            tiles = -(-width // tile)
-            first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
-            inner = _vector(call, first, False, False, False, shares, "column", tiled=tiles > 1)
-            lanes = max(1, generated.LANES // tile) * tile
-            inner[LENGTH], inner[STEP] = lanes, generated.PIECE // lanes * lanes
-            inner[SPAN] = inner[STEP]
-            inner[RESULT], inner[RESULT_ITEM] = _address(dense), dtype.itemsize
-            segments = min(SEGMENTS, -(-rows * tile // int(inner[STEP])))
-            arguments = (
-                _outer(operands, len(outer)),
-                inner,
-                groups * tiles,
-                tiles,
-                tile,
-                segments,
-                call.weight_number,
-                scale,
-            )
-            entries = (run_columns_serial, run_columns_parallel)
-    except BaseException:
-        if threads > 1:
-            _launch.release()
-        raise
-    found = _launched_on(threads, *entries, *arguments)
+    if not columns and rows <= generated.PIECE:
+        vector = _vector(call, operands, False, False, False, shares, "row")
+        vector[STEP] = vector[SPAN] = generated.PIECE // rows * rows
+        vector[BY_ROWS], vector[LENGTH] = 1, rows
+        vector[RESULT], vector[RESULT_ITEM] = _address(dense), dtype.itemsize
+        arguments: tuple[Any, ...] = (vector, 0, 0, 0, 0, 0, 0, call.weight_number, scale)
+        entries: tuple[Any, Any] = (run_serial, run_parallel)
+    else:
+        tiles = -(-width // tile)
+        first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
+        inner = _vector(call, first, False, False, False, shares, "column", tiled=tiles > 1)
+        lanes = max(1, generated.LANES // tile) * tile
+        inner[LENGTH], inner[STEP] = lanes, generated.PIECE // lanes * lanes
+        inner[SPAN] = inner[STEP]
+        inner[RESULT], inner[RESULT_ITEM] = _address(dense), dtype.itemsize
+        segments = min(SEGMENTS, -(-rows * tile // int(inner[STEP])))
+        arguments = (
+            _outer(operands, len(outer)),
+            inner,
+            groups * tiles,
+            tiles,
+            tile,
+            segments,
+            call.weight_number,
+            scale,
+        )
+        entries = (run_columns_serial, run_columns_parallel)
+    found = _launched_on(_threads(x.size), *entries, *arguments)
     bad = found[1] >= 0 if entries[0] is run_serial else bool(found)
     if dense is not results:
         results[...] = dense.transpose(place).reshape(results.shape)
