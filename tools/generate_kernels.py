@@ -1836,13 +1836,19 @@ def hard_sums() -> str:
     return text
 
 
-def render_cpu() -> str:
-    """The text of the CPU module."""
-    text = CPU_HEAD + CONSTANTS + "\n" + LEGEND
+def rendered_formulas() -> str:
+    """The formulas with their derivations: the same text for every target."""
+    text = LEGEND
     for row in formulas():
         text += f"\n\n{LEGENDS[row.name]}" if row.name in LEGENDS else ""
         comment = "\n".join(f"# {line}".rstrip() for line in row.derivation.splitlines())
         text += f"\n\n{comment}\n@formula\n{row.text}"
+    return text
+
+
+def render_cpu() -> str:
+    """The text of the CPU module."""
+    text = CPU_HEAD + CONSTANTS + "\n" + rendered_formulas()
     text += "\n" + LANE_RULE + hard_sums()
     text += SUM_LEGEND
     for family in FAMILIES:
@@ -1881,7 +1887,42 @@ def render_cpu() -> str:
     return text + MULTIPLY + AXIS_SUMS + copies()
 
 
-TARGETS = {"_generated_cpu.py": render_cpu}
+# --------------------------------------------------------------------------------------------------------- CUDA
+# What decides the tree of additions: the same numbers as on the CPU, where their reasons stand.
+TREE = f"""
+# The tree of additions and the products of hard labels: see _generated_cpu.py, whose numbers these are.
+BLOCK, LANES, HARD = 4096, 256, 1024
+PRODUCTS_32, DEPTH_32, PRODUCTS_64, DEPTH_64 = 32, 8, 64, 4
+LEAST_HARD_SUM_32, LEAST_HARD_SUM_64, START_LOG_64 = 4096 * 2.0**-25, 128.0, {START_LOG_64!r}
+"""
+
+CUDA_HEAD = '''\
+"""CUDA formulas.  Written by tools/generate_kernels.py: change the table there.
+
+Formulas take and give one element; their text is that of _generated_cpu.py, so that their bits are.  The kernels that
+call them are in nbbce/_blocks_cuda.py.
+"""
+
+import numpy as np
+
+from nbbce._primitives_cuda import (
+    bits_of_float32,
+    bits_of_float64,
+    float32_of_bits,
+    float64_of_bits,
+    fma,
+    formula,
+)
+
+'''
+
+
+def render_cuda() -> str:
+    """The text of the CUDA module."""
+    return CUDA_HEAD + CONSTANTS + TREE + "\n" + rendered_formulas()
+
+
+TARGETS = {"_generated_cpu.py": render_cpu, "_generated_cuda.py": render_cuda}
 
 
 def main() -> int:
