@@ -12,6 +12,8 @@ Array = NDArray[Any]
 # What the kernels read and write, by the name that the generated loops use.  A bool is a byte of 0 or 1.
 _NAMES = "float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+# DLPack's numbers for the memory of a CUDA device, and for managed memory.
+CUDA_DEVICE_TYPES = (2, 13)
 # Dtypes met so far: those that the loops read, by their name to the loops, and the others.
 readable: dict[np.dtype[Any], str] = {}
 _unreadable: set[np.dtype[Any]] = set()
@@ -52,14 +54,56 @@ def is_array(value: object) -> bool:
 
 def is_on_device(value: object) -> bool:
     """Whether `value` is an array in the memory of a CUDA device."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic, type)):
         return False
     try:
-        return hasattr(value, "__cuda_array_interface__")
+        if hasattr(value, "__cuda_array_interface__") or getattr(value, "__cuda_ndarray__", False) is True:
+            return True
     except RuntimeError:  # PyTorch: on a device, but requires_grad is set
         return True
+    if not hasattr(value, "__dlpack_device__"):
+        return False
+    try:
+        return int(value.__dlpack_device__()[0]) in CUDA_DEVICE_TYPES
+    except Exception:  # an array that cannot be exchanged, as one in pieces, or whose device has no name
+        return False
+
+
+def bfloat16() -> np.dtype[Any]:
+    """The dtype ``bfloat16`` of the package `ml_dtypes`."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ImportError("NumPy has no bfloat16 of its own: install ml_dtypes") from None
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def is_float(kind: str | None) -> bool:
     """Whether `kind` is one that a loss is computed of, in native byte order or not."""
     return kind is not None and kind.removesuffix("_swapped") in FLOATS
+
+
+def layout(
+    shape: tuple[int, ...], strides: list[tuple[int, ...]], merge_last: bool
+) -> tuple[list[int], list[list[int]]]:
+    """Drop dimensions of one element and merge neighbours that every operand walks as one; at least two are left."""
+    extents: list[int] = []
+    steps: list[list[int]] = [[] for _ in strides]
+    for d, extent in enumerate(shape):
+        if extent == 1:
+            continue
+        may_merge = bool(extents) and (merge_last or d < len(shape) - 1)
+        if may_merge and all(step[-1] == stride[d] * extent for step, stride in zip(steps, strides, strict=True)):
+            extents[-1] *= extent
+            for step, stride in zip(steps, strides, strict=True):
+                step[-1] = stride[d]
+            continue
+        extents.append(extent)
+        for step, stride in zip(steps, strides, strict=True):
+            step.append(stride[d])
+    while len(extents) < 2:
+        extents.insert(0, 1)
+        for step in steps:
+            step.insert(0, 0)
+    return extents, steps

@@ -22,8 +22,6 @@ from numba import cuda, float64
 from nbbce import _generated_cuda as formulas
 from nbbce._generated_cuda import (
     BLOCK,
-    DEPTH_32,
-    DEPTH_64,
     HARD,
     LANES,
     LATE_FROM_WIDE,
@@ -107,7 +105,11 @@ class Spec(NamedTuple):
         """Neighbours that a thread takes at once: 16 bytes of the input; for sums the four lanes that it has."""
         if self.dimensions:
             return 1
-        return 4 if self.task in ("sum", "count") else 16 // (2 if "16" in self.input.kind else int(self.computed[5:]) // 8)
+        return (
+            4
+            if self.task in ("sum", "count")
+            else 16 // (2 if "16" in self.input.kind else int(self.computed[5:]) // 8)
+        )
 
     @property
     def exact(self) -> bool:
@@ -669,7 +671,13 @@ def _rows(spec: Spec, start: Any, step: Any) -> Any:
 
         @device
         def take_four(l0, l1, l2, l3, ok, i, at, layout, writing, scale, numbers):
-            x, y, w, p, m = xs(at, i, layout), ys(at, i, layout), ws(at, i, layout), ps(at, i, layout), ms(at, i, layout)
+            x, y, w, p, m = (
+                xs(at, i, layout),
+                ys(at, i, layout),
+                ws(at, i, layout),
+                ps(at, i, layout),
+                ms(at, i, layout),
+            )
             if derived and writing:
                 g = gs(at, i, layout)
                 _, d0, h0 = element(x[0], y[0], w[0], p[0], g[0], m[0], 1.0, scale, numbers)
@@ -814,16 +822,17 @@ def _sum_of_logs_of_products(spec: Spec) -> Any:
 
 
 def _sum_of_hard_labels(spec: Spec) -> Any:
-    """The same for labels that are all 0 or 1 (see hard_sum_*), by the product of |c-x|; NaN if it is refused."""
+    """The same for labels that are all 0 or 1 (see hard_sum_*), by the product of |c-x|; NaN if it is refused.
+
+    Lane j of the products is that of thread j; float64 has 64, of which thread j has j and j + 32 too.
+    """
     element, masked = _element(spec), _masked(spec)
     x1, y1, w1, p1, g1, m1, _, gradient1, hessian1 = _Operands.of(spec, 1)
     derived = spec.gradient is not None or spec.hessian is not None
     wide = spec.computed == "float64"
-    T, zero, one = np.dtype(spec.computed).type, np.dtype(spec.computed).type(0.0), np.dtype(spec.computed).type(1.0)
+    zero, one = np.dtype(spec.computed).type(0.0), np.dtype(spec.computed).type(1.0)
     bits_of, U = (bits_of_float64, U64) if wide else (bits_of_float32, U32)
     bits_of_one = U(0x3FF0000000000000) if wide else U(0x3F800000)
-    # A product and a lane of the warp: float64 has two, j and j + 32.
-    depth, sets = (DEPTH_64, 2) if wide else (DEPTH_32, 1)
     least_exponent = 1023 - (143 if wide else 126)
     least_sum = LEAST_HARD_SUM_64 if wide else LEAST_HARD_SUM_32
 

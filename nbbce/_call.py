@@ -10,12 +10,15 @@ import math
 import numbers
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from nbbce._arrays import FLOATS, Array, is_array, is_float, is_on_device, is_real, kind_of, readable
+
+if TYPE_CHECKING:
+    from nbbce._device_arrays import DeviceArray
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -62,6 +65,10 @@ class Call:
     gradient_out: Array | None = field(default=None, init=False)
     wants_hessian: bool = field(default=False, init=False)
     hessian_out: Array | None = field(default=None, init=False)
+    on_device: bool = field(default=False, init=False)
+    """Whether the arrays are on a CUDA device; each is then a `DeviceArray`, whatever it is said to be here."""
+    stream: int | None = field(default=None, init=False)
+    """Handle of the stream that the caller names."""
 
 
 def _describe(value: object) -> str:
@@ -72,15 +79,27 @@ def _describe(value: object) -> str:
     )
 
 
+def _device_array(function: str, name: str, value: Any) -> Array:
+    """An array on a device as a `DeviceArray`, which has what is asked of an array here."""
+    try:
+        from nbbce import _device_arrays
+    except ImportError as error:
+        raise ImportError(
+            f"{function}: {name!r} is on a device, which needs nbbce[cuda12] or nbbce[cuda13]; got no {error.name}"
+        ) from None
+    try:
+        return cast(Array, _device_arrays.view(value))
+    except (TypeError, BufferError) as error:
+        raise TypeError(f"{function}: {name!r} must be an array that can be read in place; got {error}") from None
+
+
 def _array(function: str, name: str, value: Any) -> Array:
-    """`value` as a NumPy array over its own memory; anything but an array on the host is a TypeError."""
+    """`value` as a NumPy array over its own memory, or as one on a device; anything but an array is a TypeError."""
     if type(value) is np.ndarray:
         if value.dtype in readable:  # nearly always, and it counts at one element
             return value
     elif is_on_device(value):
-        raise TypeError(
-            f"{function}: arrays must be on the host, device arrays have no target yet; got {name!r} on a device"
-        )
+        return _device_array(function, name, value)
     elif not is_array(value):
         raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {_describe(value)}")
     elif isinstance(value, np.ma.MaskedArray):
@@ -131,7 +150,7 @@ def _factor(
     array = _real(function, name, value)
     if array.shape != shape:
         try:
-            array = np.broadcast_to(array, shape)
+            array = _broadcast(array, shape)
         except ValueError:
             raise ValueError(
                 f"{function}: {name!r} must broadcast to the shape of {whose}, {shape}; got {array.shape}"
@@ -139,19 +158,35 @@ def _factor(
     return array, 1.0
 
 
+def _is_on_host(array: object) -> bool:
+    """Whether an array that was checked is one of NumPy."""
+    return isinstance(array, np.ndarray)
+
+
+def _broadcast(array: Array, shape: tuple[int, ...]) -> Array:
+    """The array seen in another shape; a ValueError if it does not fit."""
+    wide: Array = np.broadcast_to(array, shape) if _is_on_host(array) else cast(Any, array).broadcast_to(shape)
+    return wide
+
+
 def _where(function: str, value: Any, shape: tuple[int, ...]) -> tuple[Array, int]:
-    """The mask as an array of `shape`, and how many elements it keeps."""
+    """The mask as an array of `shape`, and how many elements it keeps.
+
+    On a device they are counted by the kernel, which divides by them too: 1 stands for them here.
+    """
     if isinstance(value, (bool, np.bool_)):
         value = np.asarray(value)
     mask = _array(function, "where", value)
     if mask.dtype != np.bool_:
         raise TypeError(f"{function}: 'where' must be an array of bool; got {mask.dtype}")
     try:
-        wide = np.broadcast_to(mask, shape)
+        wide = _broadcast(mask, shape)
     except ValueError:
         raise ValueError(
             f"{function}: 'where' must broadcast to the shape of 'input', {shape}; got {mask.shape}"
         ) from None
+    if not _is_on_host(mask):
+        return wide, min(1, wide.size)
     kept = int(np.count_nonzero(mask))
     return wide, kept * (wide.size // mask.size) if mask.size else 0
 
@@ -171,6 +206,8 @@ def _out(
     function: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array | None]
 ) -> Array:
     """The caller's own result array, fit to be written."""
+    if not _is_on_host(inputs["input"]):
+        return cast(Array, _device_out(function, name, out, shape, dtype, inputs))
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{function}: {name!r} must be a NumPy array; got {_describe(out)}")
     if out.dtype != dtype:
@@ -183,6 +220,66 @@ def _out(
         if array is not None and np.may_share_memory(out, array) and _overlap(out, array):
             raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")
     return out
+
+
+def _device_out(
+    function: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Any]
+) -> DeviceArray:
+    """The same on a device."""
+    from nbbce._device_arrays import overlap, view
+
+    if not is_on_device(out):
+        raise TypeError(f"{function}: {name!r} must be an array on the device of 'input'; got {_describe(out)}")
+    array, x = view(out), inputs["input"]
+    if array.library is not x.library or array.device != x.device:
+        raise TypeError(
+            f"{function}: {name!r} must be an array of {x.library.name} on device {x.device}; "
+            f"got one of {array.library.name} on device {array.device}"
+        )
+    if array.dtype != dtype:
+        raise TypeError(f"{function}: {name!r} must have dtype {dtype}; got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{function}: {name!r} must have shape {shape}; got {array.shape}")
+    if array.readonly:
+        raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
+    for other, operand in inputs.items():
+        if operand is not None and overlap(array, operand):
+            raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")
+    return array
+
+
+def _stream(function: str, value: Any) -> int:
+    """The handle of a stream, given as an integer or as an object of an array library."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value)
+    if hasattr(value, "__cuda_stream__"):  # cuda.core, CuPy: (version, handle)
+        return int(value.__cuda_stream__()[1])
+    for name in ("cuda_stream", "ptr", "handle"):  # PyTorch, CuPy, Numba
+        if hasattr(value, name):
+            handle = getattr(value, name)
+            return int(getattr(handle, "value", handle) or 0)
+    raise TypeError(f"{function}: 'stream' must be a stream or its handle; got {_describe(value)}")
+
+
+def _take_place(call: Call, stream: Any) -> None:
+    """Check that all arrays are in one place, and put the place into the call."""
+    function, operands = call.function, ("weight", "pos_weight", "where", "grad_output")
+    arrays = {"input": call.input, call.target_name: call.target, **{name: getattr(call, name) for name in operands}}
+    places = {
+        name: "the host" if _is_on_host(array) else f"device {cast(Any, array).device}"
+        for name, array in arrays.items()
+        if array is not None
+    }
+    for name, place in places.items():
+        if place != places["input"]:
+            raise TypeError(
+                f"{function}: arrays must be in one place; got 'input' on {places['input']} and {name!r} on {place}"
+            )
+    call.on_device = places["input"] != "the host"
+    if stream is not None:
+        if not call.on_device:
+            raise TypeError(f"{function}: 'stream' must be None for arrays on the host; got {_describe(stream)}")
+        call.stream = _stream(function, stream)
 
 
 def _overlap(a: Array, b: Array) -> bool:
@@ -238,6 +335,8 @@ def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
     call.result_shape = kept_shape if keepdims else tuple(n for d, n in enumerate(shape) if d not in axes)
     if len(axes) == len(shape):
         return
+    if not _is_on_host(call.input):
+        raise NotImplementedError(f"{function}: 'axis' must leave no axis on a device; got {axis!r}")
     call.axes = tuple(sorted(axes))
     elements = math.prod(shape[d] for d in axes)
     if call.where is None:
@@ -268,6 +367,7 @@ def checked(
     family: str = "",
     wants_hessian: bool = False,
     input_name: str = "input",
+    stream: Any = None,
 ) -> Call:
     """Check the arguments of a public function and gather them in a `Call`."""
     x = _array(function, input_name, input)
@@ -280,7 +380,9 @@ def checked(
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{function}: 'reduction' must be one of 'mean', 'sum', 'none'; got {reduction!r}")
     result = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
-    check = validate is None or bool(validate)
+    on_host = isinstance(x, np.ndarray)
+    # On a device the look would wait for it.
+    check = on_host if validate is None else bool(validate)
     call = Call(function, x, y, reduction, x.size, result, check, wants_value, wants_gradient)
     if target_name != "target":
         call.target_name = target_name
@@ -293,6 +395,8 @@ def checked(
         and not keepdims
     ):
         call.is_plain = True
+        if stream is not None or not (on_host and isinstance(y, np.ndarray)):
+            _take_place(call, stream)
         if x.size or reduction != "mean":
             return call
     if weight is not None:
@@ -301,7 +405,7 @@ def checked(
         call.pos_weight, call.pos_weight_number = _factor(function, "pos_weight", pos_weight, shape, repr(input_name))
     if type(label_smoothing) is not float or label_smoothing != 0.0:
         call.label_smoothing = _smoothing(function, label_smoothing)
-    if where is not None:
+    if where is not None and where is not True:
         call.where, call.count = _where(function, where, shape)
     if axis is not None or keepdims:
         _take_axes(call, axis, keepdims)
@@ -309,6 +413,7 @@ def checked(
         call.dtype = _dtype(function, dtype)
     if grad_output is not None:
         _take_grad_output(call, grad_output)
+    _take_place(call, stream)
     if out is not None:
         _take_out(call, out)
     if call.count == 0 and reduction == "mean" and (wants_value and 0 not in call.result_shape):

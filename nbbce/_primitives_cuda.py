@@ -1,12 +1,12 @@
 """The operations that Numba has no name for on a device: the only CUDA file that knows llvmlite.
 
 The names that formulas use are those of _primitives_cpu.py.  What is more here moves values between memory and
-registers: a loader reads neighbours of any dtype by accesses of up to 16 bytes and makes them the float that is computed
-with; a storer writes them.  Both take addresses, not arrays: that is the fastest launch, and memory of any library and
-dtype is an address.
+registers: a loader reads neighbours of any dtype by accesses of up to 16 bytes and makes them the float that is
+computed with; a storer writes them.  Both take addresses, not arrays: that is the fastest launch, and memory of any
+library and dtype is an address.
 
-Under Numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1) each has a body in plain Python, for which an address is one of the
-host, and a formula is the compiled one of the CPU.
+Under Numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1) each has a body in plain Python, for which an address is one of
+the host, and a formula is the compiled one of the CPU.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -281,14 +281,19 @@ else:
 
     def _memory(address: int, kind: str, count: int) -> Any:
         size, read_as = KINDS[kind]
-        dtype = np.uint16 if read_as in ("half", "bfloat") else np.dtype(kind)
-        return np.frombuffer((ctypes.c_char * (size * count)).from_address(int(address)), dtype)
+        dtype = np.dtype("uint16" if read_as in ("half", "bfloat") else kind)
+        memory: Any = (ctypes.c_char * (size * count)).from_address(int(address))
+        return np.frombuffer(memory, dtype)
 
+    @cache
     def loader(kind: str, computed: str, width: int, aligned: bool = True) -> Any:
         """A function (address, index) -> `width` neighbours from element `index` on, as floats."""
         size, read_as = KINDS[kind]
         make = np.dtype(computed).type
-        convert = {"half": lambda v: make(cpu.float32_of_half(v)), "bfloat": lambda v: make(cpu.float32_of_bfloat16(v))}.get(read_as, make)
+        convert = {
+            "half": lambda v: make(cpu.float32_of_half(v)),
+            "bfloat": lambda v: make(cpu.float32_of_bfloat16(v)),
+        }.get(read_as, make)
 
         def load(address: int, index: int) -> tuple[Any, ...]:
             start = int(address) + int(index) * size
@@ -297,6 +302,7 @@ else:
 
         return load
 
+    @cache
     def storer(kind: str, computed: str, width: int, aligned: bool = True, pairs: bool = True) -> Any:
         """A function (address, index, values) that writes `width` neighbours from element `index` on."""
         size, read_as = KINDS[kind]

@@ -19,13 +19,30 @@ __all__ = [
 ]
 
 
-def _run(call: Call) -> tuple[Any, Any]:
-    """Run a checked call.  Numba takes 0.3 s to import, so it comes in with the first call, not with `nbbce`."""
-    global _run
+# Numba takes 0.3 s to import, so it comes in with the first call, not with `nbbce`.
+
+
+def _run_on_host(call: Call) -> tuple[Any, Any]:
+    """Run a checked call on NumPy memory."""
+    global _run_on_host
     from nbbce._cpu import run
 
-    _run = run
+    _run_on_host = run
     return run(call)
+
+
+def _run_on_device(call: Call) -> tuple[Any, Any]:
+    """Run a checked call on the device that its arrays are on."""
+    global _run_on_device
+    from nbbce._cuda import run
+
+    _run_on_device = run
+    return run(call)
+
+
+def _run(call: Call) -> tuple[Any, Any]:
+    """Run a checked call where its arrays live."""
+    return _run_on_device(call) if call.on_device else _run_on_host(call)
 
 
 def binary_cross_entropy(
@@ -42,6 +59,7 @@ def binary_cross_entropy(
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
+    stream: Any = None,
 ) -> Any:
     """Binary cross-entropy of predicted probabilities.
 
@@ -78,6 +96,9 @@ def binary_cross_entropy(
     validate : bool, default: True
         Whether a value outside [0, 1], or NaN, is an error.  If not, it gives NaN.  The look costs no second pass,
         unless `out` is given.
+    stream : stream or int, optional
+        For arrays on a CUDA device: the stream, or its handle, that the work is put on; by default the one that is
+        current in the arrays' library.
 
     Returns
     -------
@@ -140,6 +161,7 @@ def binary_cross_entropy(
         label_smoothing,
         axis,
         keepdims,
+        stream=stream,
     )
     return _run(call)[0]
 
@@ -159,6 +181,7 @@ def binary_cross_entropy_grad(
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
+    stream: Any = None,
 ) -> Any:
     """Derivative of `binary_cross_entropy` with respect to its input.
 
@@ -168,7 +191,7 @@ def binary_cross_entropy_grad(
 
     Parameters
     ----------
-    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, validate
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, validate, stream
         As of `binary_cross_entropy`.
     grad_output : real number or array, optional
         Derivative of what follows with respect to the loss: a number, or an array that broadcasts to the shape of
@@ -224,6 +247,7 @@ def binary_cross_entropy_grad(
         label_smoothing,
         axis,
         keepdims,
+        stream=stream,
     )
     return _run(call)[1]
 
@@ -243,12 +267,13 @@ def binary_cross_entropy_value_and_grad(
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
+    stream: Any = None,
 ) -> tuple[Any, Any]:
     """`binary_cross_entropy` and its derivative, in one pass over the inputs.
 
     Parameters
     ----------
-    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, dtype, validate
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, dtype, validate, stream
         As of `binary_cross_entropy`.
     grad_output : real number or array, optional
         As of `binary_cross_entropy_grad`; the value is not multiplied by it.
@@ -294,6 +319,7 @@ def binary_cross_entropy_value_and_grad(
         label_smoothing,
         axis,
         keepdims,
+        stream=stream,
     )
     return _run(call)
 
@@ -312,6 +338,7 @@ def binary_cross_entropy_with_logits(
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
+    stream: Any = None,
 ) -> Any:
     """Binary cross-entropy of predictions that are given as logits.
 
@@ -347,6 +374,9 @@ def binary_cross_entropy_with_logits(
     validate : bool, default: True
         Whether a target outside [0, 1], or NaN, is an error.  If not, it gives NaN.  A NaN among the logits is no
         error and gives NaN.
+    stream : stream or int, optional
+        For arrays on a CUDA device: the stream, or its handle, that the work is put on; by default the one that is
+        current in the arrays' library.
 
     Returns
     -------
@@ -409,6 +439,7 @@ def binary_cross_entropy_with_logits(
         axis,
         keepdims,
         "logits_",
+        stream=stream,
     )
     return _run(call)[0]
 
@@ -428,6 +459,7 @@ def binary_cross_entropy_with_logits_grad(
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
+    stream: Any = None,
 ) -> Any:
     """Derivative of `binary_cross_entropy_with_logits` with respect to its input.
 
@@ -436,7 +468,7 @@ def binary_cross_entropy_with_logits_grad(
 
     Parameters
     ----------
-    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, validate
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, validate, stream
         As of `binary_cross_entropy_with_logits`.
     grad_output : real number or array, optional
         Derivative of what follows with respect to the loss: a number, or an array that broadcasts to the shape of
@@ -483,6 +515,7 @@ def binary_cross_entropy_with_logits_grad(
         axis,
         keepdims,
         "logits_",
+        stream=stream,
     )
     return _run(call)[1]
 
@@ -502,12 +535,13 @@ def binary_cross_entropy_with_logits_value_and_grad(
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
+    stream: Any = None,
 ) -> tuple[Any, Any]:
     """`binary_cross_entropy_with_logits` and its derivative, in one pass over the inputs.
 
     Parameters
     ----------
-    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, dtype, validate
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, dtype, validate, stream
         As of `binary_cross_entropy_with_logits`.
     grad_output : real number or array, optional
         As of `binary_cross_entropy_with_logits_grad`; the value is not multiplied by it.
@@ -554,6 +588,7 @@ def binary_cross_entropy_with_logits_value_and_grad(
         axis,
         keepdims,
         "logits_",
+        stream=stream,
     )
     return _run(call)
 
@@ -573,6 +608,7 @@ def binary_cross_entropy_with_logits_grad_and_hess(
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
+    stream: Any = None,
 ) -> tuple[Any, Any]:
     """First and second derivative of `binary_cross_entropy_with_logits`, in one pass: what boosting asks for.
 
@@ -581,7 +617,7 @@ def binary_cross_entropy_with_logits_grad_and_hess(
 
     Parameters
     ----------
-    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, dtype, validate
+    input, target, weight, reduction, pos_weight, label_smoothing, axis, keepdims, where, dtype, validate, stream
         As of `binary_cross_entropy_with_logits`.
     grad_output : real number or array, optional
         As of `binary_cross_entropy_with_logits_grad`; both derivatives are multiplied by it.
@@ -631,6 +667,7 @@ def binary_cross_entropy_with_logits_grad_and_hess(
         keepdims,
         "logits_",
         True,
+        stream=stream,
     )
     return _run(call)
 
@@ -649,6 +686,7 @@ def sigmoid_focal_loss(
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
+    stream: Any = None,
 ) -> Any:
     """Focal loss of predictions that are given as logits: cross-entropy that turns to the hard examples.
 
@@ -659,7 +697,7 @@ def sigmoid_focal_loss(
 
     Parameters
     ----------
-    input, target, weight, axis, keepdims, where, dtype, out, validate
+    input, target, weight, axis, keepdims, where, dtype, out, validate, stream
         As of `binary_cross_entropy_with_logits`.
     reduction : {'none', 'mean', 'sum'}, default: 'none'
         What to return: the losses, their mean, or their sum.
@@ -717,6 +755,7 @@ def sigmoid_focal_loss(
         axis,
         keepdims,
         "focal_",
+        stream=stream,
     )
     take_focal(call, alpha, gamma)
     return _run(call)[0]
@@ -737,12 +776,13 @@ def sigmoid_focal_loss_value_and_grad(
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
+    stream: Any = None,
 ) -> tuple[Any, Any]:
     """`sigmoid_focal_loss` and its derivative with respect to its input, in one pass.
 
     Parameters
     ----------
-    input, target, weight, reduction, alpha, gamma, axis, keepdims, where, dtype, validate
+    input, target, weight, reduction, alpha, gamma, axis, keepdims, where, dtype, validate, stream
         As of `sigmoid_focal_loss`.
     grad_output : real number or array, optional
         Derivative of what follows with respect to the loss: a number, or an array that broadcasts to the shape of
@@ -790,6 +830,7 @@ def sigmoid_focal_loss_value_and_grad(
         axis,
         keepdims,
         "focal_",
+        stream=stream,
     )
     take_focal(call, alpha, gamma)
     return _run(call)

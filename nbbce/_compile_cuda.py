@@ -1,0 +1,200 @@
+"""How a kernel becomes code for a device, is kept on disk, and is launched.
+
+numba-cuda is in maintenance mode, so what touches its internals is here, each use with its reason; so is what touches
+the driver.  A kernel is compiled to PTX by Numba and linked to the code of one architecture; from then on it belongs
+to cuda.core, whose launch takes plain integers and floats: a tenth of the time of Numba's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import types as python_types
+from collections import deque
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cuda.bindings.driver as driver
+import llvmlite
+import numba_cuda
+import numpy as np
+from cuda.core import Device, Event, EventOptions, LaunchConfig, Linker, LinkerOptions, ObjectCode, Stream, launch
+from cuda.core.utils import StridedMemoryView
+from numba.cuda import compiler, dispatcher, types
+
+from nbbce._blocks_cuda import ADDRESSES, NUMBERS, SIZES, THREADS, Spec, kernel
+from nbbce._compile import cache_folder
+
+SOURCES = ("_blocks_cuda.py", "_compile_cuda.py", "_generated_cuda.py", "_primitives_cuda.py")
+NAME = "nbbce_kernel"
+
+# Least thread blocks of a multiprocessor, which bounds the registers of a thread to 65536 / (256 * blocks): the kernels
+# of float32 fit in 64, those of float64 in 128.
+BLOCKS_OF_FLOAT32, BLOCKS_OF_FLOAT64 = 4, 2
+
+
+def signature(spec: Spec) -> tuple[Any, ...]:
+    """Numba's types of a kernel's arguments."""
+    layout = types.UniTuple(types.int64, max(1, spec.dimensions * 10))
+    return (types.int64,) * (ADDRESSES + SIZES) + (types.float64,) * NUMBERS + (layout,)
+
+
+def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
+    """The PTX of a kernel for a compute capability.  Needs no device and no driver."""
+    blocks = BLOCKS_OF_FLOAT64 if spec.exact or spec.computed == "float64" else BLOCKS_OF_FLOAT32
+    # numba-cuda asks the current device for its capability when a kernel calls a function, even if it is told one.
+    pretended = python_types.SimpleNamespace(compute_capability=capability, supports_bfloat16=True, id=0)
+    with mock.patch.object(dispatcher, "get_current_device", lambda: pretended):
+        # What compile_ptx does, but for the option below, for which it has no name.
+        library, _ = compiler._compile_pyfunc_with_fixup(
+            kernel(spec), signature(spec), device=False, abi="numba", cc=capability, launch_bounds=(THREADS, blocks)
+        )
+        # NVVM contracts a * b + c to an fma unless told not to, and then the bits would not be those of the CPU.
+        library._nvvm_options["fma"] = False
+        (text,) = library.get_asm_strs(cc=capability)
+    (name,) = re.findall(r"\.visible \.entry (\w+)\(", text)
+    return str(text.replace(name, NAME))
+
+
+def code_of(ptx: str, capability: tuple[int, int]) -> bytes:
+    """Machine code of that PTX for one architecture."""
+    arch = f"sm_{capability[0]}{capability[1]}"
+    return bytes(Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=arch)).link("cubin").code)
+
+
+@cache
+def _folder() -> Path | None:
+    """Where compiled kernels are kept: beside those of the CPU, in a folder named by all that decides their code."""
+    beside = cache_folder()
+    if beside is None:
+        return None
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    for version in (sys.version, numba_cuda.__version__, llvmlite.__version__):
+        digest.update(version.encode())
+    folder = beside.with_name(f"cuda-{digest.hexdigest()[:16]}")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return folder
+
+
+def machine_code(spec: Spec, capability: tuple[int, int]) -> bytes:
+    """Machine code of a kernel, from disk if it was compiled before."""
+    folder = _folder()
+    digest = hashlib.sha256(repr((spec, capability)).encode()).hexdigest()[:24]
+    path = None if folder is None else folder / f"{spec.task}-{digest}.cubin"
+    if path is not None:
+        with contextlib.suppress(OSError):
+            return path.read_bytes()
+    code = code_of(ptx_of(spec, capability), capability)
+    if path is not None:
+        with contextlib.suppress(OSError):  # a full disk costs a compilation in the next process, not the answer
+            handle, temporary = tempfile.mkstemp(dir=path.parent)
+            with os.fdopen(handle, "wb") as file:
+                file.write(code)
+            Path(temporary).replace(path)  # at once, so that no process sees half of it
+    return code
+
+
+@contextlib.contextmanager
+def on_device(index: int) -> Iterator[None]:
+    """Work on a device, and leave the caller's the current one."""
+    error, current = driver.cuCtxGetDevice()
+    if error == driver.CUresult.CUDA_SUCCESS and int(current) == index:
+        yield
+        return
+    _, before = driver.cuCtxGetCurrent()
+    Device(index).set_current()
+    try:
+        yield
+    finally:
+        if error == driver.CUresult.CUDA_SUCCESS:
+            driver.cuCtxSetCurrent(before)
+
+
+@cache
+def multiprocessors(device: int) -> int:
+    """Multiprocessors of a device."""
+    return int(Device(device).properties.multiprocessor_count)
+
+
+@cache
+def _capability(device: int) -> tuple[int, int]:
+    capability = Device(device).compute_capability
+    return int(capability.major), int(capability.minor)
+
+
+def converts_pairs(device: int) -> bool:
+    """Whether a device converts two floats to 16 bits in one instruction."""
+    return _capability(device) >= (8, 0)
+
+
+@cache
+def _loaded(spec: Spec, device: int) -> Any:
+    """The kernel on a device."""
+    return ObjectCode.from_cubin(machine_code(spec, _capability(device))).get_kernel(NAME)
+
+
+@cache
+def _stream(device: int, handle: int) -> Stream:
+    """The stream of a handle; making one takes 9 us."""
+    return Stream.from_handle(handle)
+
+
+@cache
+def _config(grid: int, threads: int) -> LaunchConfig:
+    return LaunchConfig(grid=grid, block=threads)
+
+
+def run(spec: Spec, device: int, stream: int, grid: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    """Launch a kernel on a stream of a device, which must be the current one."""
+    launch(_stream(device, stream), _config(grid, threads), _loaded(spec, device), *arguments)
+
+
+def is_capturing(stream: int) -> bool:
+    """Whether what is launched on a stream is being recorded to a graph."""
+    error, status = driver.cuStreamIsCapturing(driver.CUstream(stream))
+    active = driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE
+    return bool(error == driver.CUresult.CUDA_SUCCESS and status == active)
+
+
+def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], device: int, stream: int) -> Any:
+    """Memory of our own, as an array that others take by DLPack."""
+    with on_device(device):
+        size = max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        buffer = Device(device).allocate(size, stream=_stream(device, stream))
+    return StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
+
+
+def fill(memory: Any, values: np.ndarray[Any, Any], stream: int) -> None:
+    """Copy values from the host, which are read before this returns."""
+    driver.cuMemcpyHtoDAsync(memory.ptr, values.ctypes.data, values.nbytes, driver.CUstream(stream))
+    driver.cuStreamSynchronize(driver.CUstream(stream))
+
+
+def let_wait(waiting: int, working: int, device: int) -> None:
+    """Let one stream wait for what is on another so far; the host waits for neither."""
+    if waiting != working:
+        with on_device(device):
+            _stream(device, waiting).wait(_stream(device, working))
+
+
+_in_use: deque[tuple[Event, Any]] = deque()
+
+
+def keep_until_done(device: int, stream: int, arrays: Any) -> None:
+    """Keep arrays whose library does not know of our stream until what is on it so far is done."""
+    while _in_use and _in_use[0][0].is_done:
+        _in_use.popleft()
+    with on_device(device):
+        _in_use.append((_stream(device, stream).record(options=EventOptions(timing_enabled=False)), arrays))

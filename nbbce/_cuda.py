@@ -1,0 +1,246 @@
+"""Runs a checked call on a device: which kernel, which grid, on which stream, and the results in the caller's library.
+
+Nothing here waits for the device, unless `validate=True` asks for an answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numba.core import config
+
+from nbbce._arrays import kind_of, layout
+from nbbce._blocks_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
+from nbbce._call import Call, gradient_scale, out_of_domain
+from nbbce._device_arrays import DeviceArray, Exchanged, view_of_result
+from nbbce._generated_cuda import BLOCK
+
+# Thread blocks of a multiprocessor: for sums as many as their registers let run at once, for elements some more, so
+# that none waits for the slowest.
+SUM_GRID, EACH_GRID = 4, 32
+NOWHERE = 2**63 - 1  # the index that a check starts from
+
+# Counters of thread blocks that are done, one for each stream; each kernel leaves it at 0.
+_counters: dict[tuple[str, int, int], tuple[Any, int]] = {}
+_lock = threading.Lock()
+
+
+def _compiler() -> Any:
+    """What launches kernels; one line about what is missing, if there is nothing to launch on."""
+    global _compiler
+    if config.ENABLE_CUDASIM:
+        from nbbce import _simulate_cuda as found
+    else:
+        if not cuda.is_available():
+            raise RuntimeError("arrays on a device need a CUDA driver and a device; Numba found none")
+        from nbbce import _compile_cuda as found  # type: ignore[no-redef]
+    _compiler = lambda: found  # noqa: E731
+    return found
+
+
+def _shares(call: Call) -> bool:
+    return call.pos_weight is not None or call.pos_weight_number != 1.0 or call.label_smoothing != 0.0
+
+
+def _memories(arrays: dict[str, DeviceArray]) -> tuple[dict[str, Memory], tuple[int, ...], int]:
+    """How each operand lies in memory, the layout of those that are strided, and its number of dimensions."""
+    given = list(arrays.items())
+    dense = [array.is_c_contiguous for _, array in given]
+    if all(dense):
+        return {name: _dense(array) for name, array in given}, (0,), 0
+    shape = given[0][1].shape
+    extents, steps = layout(shape, [array.strides for _, array in given], merge_last=True)
+    while len(extents) > 1 and extents[0] == 1:
+        extents, steps = extents[1:], [step[1:] for step in steps]
+    memories, strides = {}, {name: (0,) * len(extents) for name in OPERANDS}
+    for (name, array), is_dense, step in zip(given, dense, steps, strict=True):
+        in_order = is_dense or (len(extents) == 1 and step[0] == array.itemsize)
+        memories[name] = _dense(array) if in_order else Memory(_kind(array), "strided")
+        strides[name] = tuple(step)
+    if all(memory.access != "strided" for memory in memories.values()):
+        return memories, (0,), 0
+    return memories, (*extents, *(n for name in OPERANDS for n in strides[name])), len(extents)
+
+
+def _kind(array: DeviceArray) -> str:
+    kind = kind_of(array.dtype)
+    assert kind is not None
+    return kind
+
+
+def _dense(array: DeviceArray) -> Memory:
+    return Memory(_kind(array), "dense" if array.address % 16 else "vector")
+
+
+def _in_order_of_memory(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray]:
+    """The arrays with their axes in the order of memory: for results that do not care in what order they come."""
+    x = next(iter(arrays.values()))
+    axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    if axes == list(range(x.ndim)):
+        return arrays
+    return {name: array.transpose(axes) for name, array in arrays.items()}
+
+
+class _Launch:
+    """A call's device, stream and numbers, and the launches on them."""
+
+    def __init__(self, call: Call) -> None:
+        x: Any = call.input
+        self.call, self.x, self.library, self.device = call, x, x.library, x.device
+        self.compiler = _compiler()
+        own = x.library.stream(x.device)
+        self.stream = own if call.stream is None else call.stream
+        if self.stream != own and isinstance(x.library, Exchanged):
+            self.compiler.let_wait(self.stream, own, self.device)  # the exchange was ordered before the other
+        self.computed = "float64" if x.dtype == np.float64 else "float32"
+        smoothing = call.label_smoothing
+        self.numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, *call.focal)
+        self.kept_at = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> tuple[Any, DeviceArray]:
+        """A new array of the caller's library, and its place in memory."""
+        array = self.library.empty(shape, np.dtype(dtype), self.x, self.stream)
+        return array, view_of_result(array, self.x)
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: Any) -> tuple[Any, DeviceArray]:
+        """The same, filled with a value."""
+        array = self.library.full(shape, value, np.dtype(dtype), self.x, self.stream)
+        return array, view_of_result(array, self.x)
+
+    def _counter(self) -> int:
+        """Address of a counter that is 0: the stream's own, or a fresh one where a graph is recorded."""
+        if self.compiler.is_capturing(self.stream):
+            array, memory = self.full((1,), 0, np.int32)
+            self.scratch = array
+            return memory.address
+        key = (self.library.name, self.device, self.stream)
+        with _lock:
+            if key not in _counters:
+                array, memory = self.full((1,), 0, np.int32)
+                _counters[key] = (array, memory.address)
+            return _counters[key][1]
+
+    def launch(
+        self,
+        task: str,
+        arrays: dict[str, DeviceArray],
+        result: DeviceArray | None = None,
+        divisor: float = 1.0,
+        **options: Any,
+    ) -> None:
+        """One launch over arrays of one shape; `options` are fields of the spec."""
+        call = self.call
+        if task == "each":
+            arrays = _in_order_of_memory(arrays)
+        memories, strides, dimensions = _memories(arrays)
+        spec = Spec(
+            task=task,
+            family=call.family if task != "count" else "",
+            computed=self.computed,
+            **{"input": None, "target": None, **memories},  # type: ignore[arg-type]
+            result="" if result is None or task == "check" else _kind(result),
+            dimensions=dimensions,
+            pairs=self.compiler.converts_pairs(self.device),
+            **options,
+        )
+        size = next(iter(arrays.values())).size
+        processors = self.compiler.multiprocessors(self.device)
+        sums_at = counter_at = 0
+        if task in ("sum", "count"):
+            blocks = -(-size // BLOCK)
+            # A warp takes a block: with few of them, few warps to a thread block spread them over the device.
+            threads = WARP * max(1, min(THREADS // WARP, blocks // processors))
+            grid = min(-(-blocks * WARP // threads), SUM_GRID * processors)
+            if blocks > 1:
+                self.sums, sums = self.empty((blocks,), np.float64)
+                sums_at, counter_at = sums.address, self._counter()
+        else:
+            threads = THREADS
+            grid = min(-(-size // (spec.width * threads)) or 1, EACH_GRID * processors)
+        numbers = (call.weight_number, gradient_scale(call), divisor, *self.numbers)
+        assert len(numbers) == NUMBERS
+        addresses = [arrays[name].address if name in arrays else 0 for name in OPERANDS]
+        arguments = (*addresses, 0 if result is None else result.address, sums_at, counter_at, self.kept_at, size)
+        self.compiler.run(spec, self.device, self.stream, grid, threads, (*arguments, *numbers, *strides))
+
+
+def run(call: Call) -> tuple[Any, Any]:
+    """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
+    launch = _Launch(call)
+    with launch.compiler.on_device(launch.device):
+        with launch.library.on_stream(launch.stream, launch.device):
+            results = _run(call, launch)
+        if isinstance(launch.library, Exchanged):
+            arrays = (call.input, call.target, call.weight, call.pos_weight, call.grad_output, call.where)
+            launch.compiler.keep_until_done(launch.device, launch.stream, arrays)
+        value, gradient, hessian = (
+            None if array is None else launch.library.finished(array, launch.stream) for array in results
+        )
+    return (gradient, hessian) if call.wants_hessian else (value, gradient)
+
+
+def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
+    x: Any = call.input
+    summing = call.wants_value and call.reduction != "none"
+    inputs: dict[str, Any] = {
+        "input": x,
+        "target": call.target,
+        "weight": call.weight,
+        "pos_weight": call.pos_weight,
+        "grad_output": call.grad_output if call.wants_gradient or call.wants_hessian else None,
+        "where": call.where,
+    }
+    arrays = {name: array for name, array in inputs.items() if array is not None}
+    if call.validate and x.size:
+        _check(call, launch, {name: arrays[name] for name in ("input", "target", "where") if name in arrays})
+    results: dict[str, Any] = {}
+    wanted: dict[str, tuple[bool, Any]] = {
+        "loss": (call.wants_value and not summing, call.value_out),
+        "gradient": (call.wants_gradient, call.gradient_out),
+        "hessian": (call.wants_hessian, call.hessian_out),
+    }
+    for name, (wants, own) in wanted.items():
+        if wants and own is not None:
+            results[name], arrays[name] = own.owner, own
+        elif wants:
+            results[name], arrays[name] = launch.empty(x.shape, call.dtype)
+    value = results.get("loss")
+    result: DeviceArray | None = None
+    own_value: Any = call.value_out
+    if summing:
+        if own_value is not None:
+            value, result = own_value.owner, own_value
+        elif x.size:
+            value, result = launch.empty(call.result_shape, call.dtype)
+        else:
+            value, result = launch.full(call.result_shape, np.nan if call.reduction == "mean" else 0.0, call.dtype)
+    if x.size:
+        mean = call.reduction == "mean"
+        if mean and call.where is not None:
+            _, kept_memory = launch.empty((1,), np.float64)
+            launch.launch("count", {"input": arrays["where"]}, kept_memory)
+            launch.kept_at = kept_memory.address
+        scaled = mean or call.weight_number * call.grad_output_number != 1.0
+        options: dict[str, Any] = {
+            "shares": _shares(call),
+            "loss_scaled": call.weight_number != 1.0,
+            "gradient_scaled": scaled,
+        }
+        if summing:
+            divisor = float(call.count) if mean and call.where is None else 1.0
+            launch.launch("sum", arrays, result, divisor, **options)
+        else:
+            launch.launch("each", arrays, **options)
+    return value, results.get("gradient"), results.get("hessian")
+
+
+def _check(call: Call, launch: _Launch, arrays: dict[str, DeviceArray]) -> None:
+    """A ValueError for the first element out of its domain; waits for the device."""
+    array, memory = launch.full((1,), NOWHERE, np.int64)
+    launch.launch("check", arrays, memory)
+    first = int(launch.library.element(array, (0,)))
+    if first != NOWHERE:
+        raise out_of_domain(call, first)

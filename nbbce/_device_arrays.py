@@ -1,0 +1,344 @@
+"""Arrays in the memory of a CUDA device: where each lies, and new ones of the same library.
+
+Imported when the first device array is seen.  A library is met through an array of it, so it is there already; none is
+imported for its own sake.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from numba import cuda
+from numba.core import config
+
+from nbbce._arrays import bfloat16
+
+
+@dataclass(eq=False)
+class DeviceArray:
+    """An array on a device, as a place in its memory; what asks for shapes and dtypes can take it for a NumPy array."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In bytes."""
+    dtype: np.dtype[Any]
+    device: int
+    library: Library
+    owner: Any
+    """The array of the library: it keeps the memory."""
+    readonly: bool = False
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+    @property
+    def is_c_contiguous(self) -> bool:
+        """Whether its elements lie side by side, in order."""
+        expected = self.itemsize
+        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if extent != 1 and stride != expected:
+                return False
+            expected *= extent
+        return True
+
+    def __getitem__(self, index: tuple[int, ...]) -> Any:
+        """An element, brought to the host: for messages."""
+        return self.library.element(self.owner, index)
+
+    def broadcast_to(self, shape: tuple[int, ...]) -> DeviceArray:
+        """The same memory seen in another shape, as `numpy.broadcast_to` means it; a ValueError if it does not fit."""
+        if np.broadcast_shapes(self.shape, shape) != shape:
+            raise ValueError
+        strides = [0] * (len(shape) - self.ndim) + [
+            0 if n == 1 else stride for n, stride in zip(self.shape, self.strides, strict=True)
+        ]
+        return DeviceArray(
+            self.address, shape, tuple(strides), self.dtype, self.device, self.library, self.owner, self.readonly
+        )
+
+    def transpose(self, axes: Iterable[int]) -> DeviceArray:
+        """The same memory with its axes in another order."""
+        order = tuple(axes)
+        shape, strides = tuple(self.shape[d] for d in order), tuple(self.strides[d] for d in order)
+        return DeviceArray(
+            self.address, shape, strides, self.dtype, self.device, self.library, self.owner, self.readonly
+        )
+
+    def reshape(self, shape: tuple[int, ...]) -> DeviceArray:
+        """The same memory with dimensions of one element put in or left out."""
+        kept = iter([stride for n, stride in zip(self.shape, self.strides, strict=True) if n != 1])
+        strides = tuple(0 if n == 1 else next(kept) for n in shape)
+        return DeviceArray(
+            self.address, shape, strides, self.dtype, self.device, self.library, self.owner, self.readonly
+        )
+
+    def extent(self) -> tuple[int, int]:
+        """The first address that it uses, and the one behind the last."""
+        if self.size == 0:
+            return self.address, self.address
+        ends = [(n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)]
+        low, high = sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
+        return self.address + low, self.address + high + self.itemsize
+
+
+class Library:
+    """What nbbce asks of an array library."""
+
+    name = ""
+
+    def view(self, array: Any) -> DeviceArray:
+        """The array as a place in memory."""
+        raise NotImplementedError
+
+    def stream(self, device: int) -> int:
+        """Handle of the stream that the caller works on."""
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        """A new array on the device of `like`; of its order in memory if it has its shape."""
+        raise NotImplementedError
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        """The same filled with a value."""
+        raise NotImplementedError
+
+    def on_stream(self, stream: int, device: int) -> AbstractContextManager[Any]:
+        """Take new memory from what belongs to a stream, so that none is used again while work on it is under way."""
+        return nullcontext()
+
+    def element(self, array: Any, index: tuple[int, ...]) -> Any:
+        """An element as a number on the host; waits for the device."""
+        return array[index].item()
+
+    def finished(self, array: Any, stream: int) -> Any:
+        """What the caller gets, once the kernel that writes it is launched."""
+        return array
+
+
+class Torch(Library):
+    """PyTorch.  Results do not require a gradient."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch = torch
+        self._numpy_dtypes: dict[Any, np.dtype[Any]] = {}
+
+    def _numpy_dtype(self, dtype: Any) -> np.dtype[Any]:
+        known = self._numpy_dtypes.get(dtype)
+        if known is None:
+            name = str(dtype).removeprefix("torch.")
+            try:
+                known = bfloat16() if name == "bfloat16" else np.dtype(name)
+            except TypeError:
+                raise TypeError(f"arrays must have a dtype that NumPy has; got {dtype}") from None
+            self._numpy_dtypes[dtype] = known
+        return known
+
+    def view(self, array: Any) -> DeviceArray:
+        dtype = self._numpy_dtype(array.dtype)
+        strides = tuple([n * dtype.itemsize for n in array.stride()])
+        return DeviceArray(array.data_ptr(), tuple(array.shape), strides, dtype, array.device.index, self, array)
+
+    def stream(self, device: int) -> int:
+        return int(self.torch.cuda.current_stream(device).cuda_stream)
+
+    def on_stream(self, stream: int, device: int) -> AbstractContextManager[Any]:
+        if stream == self.stream(device):
+            return nullcontext()
+        other: AbstractContextManager[Any] = self.torch.cuda.stream(self.torch.cuda.ExternalStream(stream, device))
+        return other
+
+    def _dtype(self, dtype: np.dtype[Any]) -> Any:
+        return getattr(self.torch, dtype.name)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        if shape == like.shape:
+            return self.torch.empty_like(like.owner.detach(), dtype=self._dtype(dtype))
+        return self.torch.empty(shape, dtype=self._dtype(dtype), device=like.owner.device)
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        return self.torch.full(shape, value, dtype=self._dtype(dtype), device=like.owner.device)
+
+
+class Cupy(Library):
+    """CuPy."""
+
+    name = "cupy"
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.cupy = cupy
+
+    def view(self, array: Any) -> DeviceArray:
+        return DeviceArray(array.data.ptr, array.shape, array.strides, array.dtype, array.device.id, self, array)
+
+    def stream(self, device: int) -> int:
+        with self.cupy.cuda.Device(device):
+            return int(self.cupy.cuda.get_current_stream().ptr)
+
+    def on_stream(self, stream: int, device: int) -> AbstractContextManager[Any]:
+        if stream == self.stream(device):
+            return nullcontext()
+        other: AbstractContextManager[Any] = self.cupy.cuda.ExternalStream(stream, device)
+        return other
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        with self.cupy.cuda.Device(like.device):
+            return self.cupy.empty_like(like.owner, dtype) if shape == like.shape else self.cupy.empty(shape, dtype)
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        with self.cupy.cuda.Device(like.device):
+            return self.cupy.full(shape, value, dtype)
+
+
+class Numba(Library):
+    """Numba's own device arrays, and those of its simulator."""
+
+    name = "numba"
+
+    def view(self, array: Any) -> DeviceArray:
+        if config.ENABLE_CUDASIM:
+            address, device = array.__array_interface__["data"][0], 0
+        else:
+            address, device = array.device_ctypes_pointer.value or 0, array.gpu_data.context.device.id
+        return DeviceArray(address, array.shape, array.strides, array.dtype, device, self, array)
+
+    def stream(self, device: int) -> int:
+        return 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        with cuda.gpus[like.device]:
+            return cuda.device_array(shape, dtype)
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        with cuda.gpus[like.device]:
+            return cuda.to_device(np.full(shape, value, dtype))
+
+    def element(self, array: Any, index: tuple[int, ...]) -> Any:
+        return array[index] if index else array.copy_to_host()[()]
+
+
+class Exchanged(Library):
+    """JAX, and whatever else exchanges arrays by DLPack or offers `__cuda_array_interface__`.
+
+    What comes in is ordered before our stream by the exchange, and what goes out before that of the library: no host
+    waits.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def view(self, array: Any) -> DeviceArray:
+        from cuda.core.utils import StridedMemoryView
+
+        view = StridedMemoryView.from_any_interface(array, stream_ptr=self.stream(0))
+        dtype = np.dtype(view.dtype)
+        strides = view.strides
+        if strides is None:
+            strides = tuple(math.prod(view.shape[d + 1 :]) for d in range(len(view.shape)))
+        strides = tuple(n * dtype.itemsize for n in strides)
+        # The view holds the exchanged memory, so both it and the array are kept.
+        return DeviceArray(
+            view.ptr, tuple(view.shape), strides, dtype, view.device_id, self, (array, view), view.readonly
+        )
+
+    def stream(self, device: int) -> int:
+        return 1  # the default stream, by the name that DLPack has for it
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        from nbbce._compile_cuda import allocate
+
+        return _Exported(allocate(shape, dtype, like.device, stream), like, stream)
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        from nbbce._compile_cuda import fill
+
+        array = self.empty(shape, dtype, like, stream)
+        fill(array.memory, np.full(shape, value, dtype), stream)
+        return array
+
+    def element(self, array: Any, index: tuple[int, ...]) -> Any:
+        return np.asarray(array[0][index]).item()
+
+    def finished(self, array: Any, stream: int) -> Any:
+        if not isinstance(array, _Exported):
+            return array
+        owner = array.like.owner[0]
+        namespace = owner.__array_namespace__() if hasattr(owner, "__array_namespace__") else None
+        return array if namespace is None else namespace.from_dlpack(array)
+
+
+class _Exported:
+    """Memory of our own that a library takes by DLPack; its stream then waits for ours."""
+
+    def __init__(self, memory: Any, like: DeviceArray, stream: int) -> None:
+        self.memory, self.like, self._stream = memory, like, stream
+
+    def __dlpack_device__(self) -> Any:
+        return self.memory.__dlpack_device__()
+
+    def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any:
+        from nbbce._compile_cuda import let_wait
+
+        if stream is not None and stream != -1:
+            let_wait(stream, self._stream, self.like.device)
+        return self.memory.__dlpack__(stream=-1, **options)
+
+
+_libraries: dict[str, Library] = {}
+
+
+def library_of(array: Any) -> Library:
+    """The library that an array on a device belongs to."""
+    if array_api_compat.is_torch_array(array):
+        return _libraries.get("torch") or _libraries.setdefault("torch", Torch())
+    if array_api_compat.is_cupy_array(array):
+        return _libraries.get("cupy") or _libraries.setdefault("cupy", Cupy())
+    if getattr(type(array), "__cuda_ndarray__", False):
+        return _libraries.get("numba") or _libraries.setdefault("numba", Numba())
+    name = type(array).__module__.split(".")[0]
+    return _libraries.get(name) or _libraries.setdefault(name, Exchanged(name))
+
+
+def view(array: Any) -> DeviceArray:
+    """An array on a device as a place in its memory."""
+    return library_of(array).view(array)
+
+
+def view_of_result(array: Any, like: DeviceArray) -> DeviceArray:
+    """The same for what `Library.empty` or `Library.full` gave."""
+    if isinstance(array, _Exported):
+        memory = array.memory
+        itemsize = memory.dtype.itemsize
+        strides = tuple(itemsize * math.prod(memory.shape[d + 1 :]) for d in range(len(memory.shape)))
+        return DeviceArray(memory.ptr, tuple(memory.shape), strides, memory.dtype, like.device, like.library, array)
+    return like.library.view(array)
+
+
+def overlap(a: DeviceArray, b: DeviceArray) -> bool:
+    """Whether the memory from the first to the last element of each has something in common."""
+    (a_low, a_high), (b_low, b_high) = a.extent(), b.extent()
+    return a.device == b.device and a_low < b_high and b_low < a_high

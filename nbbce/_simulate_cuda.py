@@ -1,0 +1,33 @@
+"""Kernels under Numba's CUDA simulator: what _compile_cuda.py offers, without a device, a driver or a compiler."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from numba import cuda
+
+from nbbce._blocks_cuda import ADDRESSES, NUMBERS, SIZES, WARP, Spec, kernel
+
+on_device = contextlib.nullcontext
+
+
+def run(spec: Spec, device: int, stream: int, grid: int, threads: int, arguments: tuple[Any, ...]) -> None:
+    """Run a kernel.  A thread block has one warp, since the simulator's barriers are all that stands for warps."""
+    fixed = ADDRESSES + SIZES + NUMBERS
+    cuda.jit(kernel(spec))[min(grid, 3), WARP](*arguments[:fixed], tuple(arguments[fixed:]))
+
+
+def multiprocessors(device: int) -> int:
+    """Few, so that small arrays are walked as large ones are."""
+    return 1
+
+
+def converts_pairs(device: int) -> bool:
+    """Whether a device converts two floats to 16 bits in one instruction: it makes no difference here."""
+    return True
+
+
+def is_capturing(stream: int) -> bool:
+    """Whether what is launched on a stream is being recorded to a graph: the simulator has none."""
+    return False
