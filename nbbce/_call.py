@@ -87,6 +87,8 @@ def _device_array(function: str, name: str, value: Any) -> Array:
         raise ImportError(
             f"{function}: {name!r} is on a device, which needs nbbce[cuda12] or nbbce[cuda13]; got no {error.name}"
         ) from None
+    if not _device_arrays.is_available():
+        raise RuntimeError(f"{function}: {name!r} is on a device, which needs a CUDA driver; Numba found no usable one")
     try:
         return cast(Array, _device_arrays.view(value))
     except (TypeError, BufferError) as error:

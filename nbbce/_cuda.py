@@ -6,10 +6,10 @@ Nothing here waits for the device, unless `validate=True` asks for an answer.
 from __future__ import annotations
 
 import threading
+from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numba import cuda
 from numba.core import config
 
 from nbbce._arrays import kind_of, layout
@@ -17,6 +17,8 @@ from nbbce._blocks_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
 from nbbce._call import Call, gradient_scale, out_of_domain
 from nbbce._device_arrays import DeviceArray, Exchanged, view_of_result
 from nbbce._generated_cuda import BLOCK
+
+compiler: Any = import_module("nbbce._simulate_cuda" if config.ENABLE_CUDASIM else "nbbce._compile_cuda")
 
 # Thread blocks of a multiprocessor: for sums as many as their registers let run at once, for elements some more, so
 # that none waits for the slowest.
@@ -26,19 +28,6 @@ NOWHERE = 2**63 - 1  # the index that a check starts from
 # Counters of thread blocks that are done, one for each stream; each kernel leaves it at 0.
 _counters: dict[tuple[str, int, int], tuple[Any, int]] = {}
 _lock = threading.Lock()
-
-
-def _compiler() -> Any:
-    """What launches kernels; one line about what is missing, if there is nothing to launch on."""
-    global _compiler
-    if config.ENABLE_CUDASIM:
-        from nbbce import _simulate_cuda as found
-    else:
-        if not cuda.is_available():
-            raise RuntimeError("arrays on a device need a CUDA driver and a device; Numba found none")
-        from nbbce import _compile_cuda as found  # type: ignore[no-redef]
-    _compiler = lambda: found  # noqa: E731
-    return found
 
 
 def _shares(call: Call) -> bool:
@@ -90,11 +79,10 @@ class _Launch:
     def __init__(self, call: Call) -> None:
         x: Any = call.input
         self.call, self.x, self.library, self.device = call, x, x.library, x.device
-        self.compiler = _compiler()
         own = x.library.stream(x.device)
         self.stream = own if call.stream is None else call.stream
         if self.stream != own and isinstance(x.library, Exchanged):
-            self.compiler.let_wait(self.stream, own, self.device)  # the exchange was ordered before the other
+            compiler.let_wait(self.stream, own, self.device)  # the exchange was ordered before the other
         self.computed = "float64" if x.dtype == np.float64 else "float32"
         smoothing = call.label_smoothing
         self.numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, *call.focal)
@@ -112,7 +100,7 @@ class _Launch:
 
     def _counter(self) -> int:
         """Address of a counter that is 0: the stream's own, or a fresh one where a graph is recorded."""
-        if self.compiler.is_capturing(self.stream):
+        if compiler.is_capturing(self.stream):
             array, memory = self.full((1,), 0, np.int32)
             self.scratch = array
             return memory.address
@@ -143,11 +131,11 @@ class _Launch:
             **{"input": None, "target": None, **memories},  # type: ignore[arg-type]
             result="" if result is None or task == "check" else _kind(result),
             dimensions=dimensions,
-            pairs=self.compiler.converts_pairs(self.device),
+            pairs=compiler.converts_pairs(self.device),
             **options,
         )
         size = next(iter(arrays.values())).size
-        processors = self.compiler.multiprocessors(self.device)
+        processors = compiler.multiprocessors(self.device)
         sums_at = counter_at = 0
         if task in ("sum", "count"):
             blocks = -(-size // BLOCK)
@@ -164,18 +152,18 @@ class _Launch:
         assert len(numbers) == NUMBERS
         addresses = [arrays[name].address if name in arrays else 0 for name in OPERANDS]
         arguments = (*addresses, 0 if result is None else result.address, sums_at, counter_at, self.kept_at, size)
-        self.compiler.run(spec, self.device, self.stream, grid, threads, (*arguments, *numbers, *strides))
+        compiler.run(spec, self.device, self.stream, grid, threads, (*arguments, *numbers, *strides))
 
 
 def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
     launch = _Launch(call)
-    with launch.compiler.on_device(launch.device):
+    with compiler.on_device(launch.device):
         with launch.library.on_stream(launch.stream, launch.device):
             results = _run(call, launch)
         if isinstance(launch.library, Exchanged):
             arrays = (call.input, call.target, call.weight, call.pos_weight, call.grad_output, call.where)
-            launch.compiler.keep_until_done(launch.device, launch.stream, arrays)
+            compiler.keep_until_done(launch.device, launch.stream, arrays)
         value, gradient, hessian = (
             None if array is None else launch.library.finished(array, launch.stream) for array in results
         )

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import array_api_compat
@@ -306,6 +307,12 @@ class _Exported:
         if stream is not None and stream != -1:
             let_wait(stream, self._stream, self.like.device)
         return self.memory.__dlpack__(stream=-1, **options)
+
+
+@cache
+def is_available() -> bool:
+    """Whether there is a driver and a device to compute on."""
+    return bool(cuda.is_available())
 
 
 _libraries: dict[str, Library] = {}
