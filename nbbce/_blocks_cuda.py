@@ -22,6 +22,8 @@ from numba import cuda, float64
 from nbbce import _generated_cuda as formulas
 from nbbce._generated_cuda import (
     BLOCK,
+    DEPTH_32,
+    DEPTH_64,
     HARD,
     LANES,
     LATE_FROM_WIDE,
@@ -52,8 +54,8 @@ from nbbce._primitives_cuda import (
 F32, F64, I64, U32, U64 = np.float32, np.float64, np.int64, np.uint32, np.uint64
 
 WARP = 32
-# Threads of a block: eight warps; the simulator, which has no warps, runs one.
-THREADS = 256
+# Threads of a block: four warps; the simulator, which has no warps, runs one.
+THREADS = 128
 # Every kernel takes the same arguments: addresses of the operands, in this order; of the result, of the sums of blocks,
 # of the counter of thread blocks that are done, and of the number of elements that count, if a mask decides it; sizes;
 # numbers; and the shape and the strides of what is strided.
@@ -237,9 +239,13 @@ def _inside(spec: Spec) -> Any:
 
         return label_inside
 
+    half = np.dtype(spec.computed).type(0.5)
+
     @device
     def both_inside(x, y):
-        return (x >= zero) & (x <= one) & (y >= zero) & (y <= one)
+        # The nearer end is what the formulas take too, so one comparison does for x.
+        t = one - x if x > half else x
+        return (t >= zero) & (y >= zero) & (y <= one)
 
     return both_inside
 
@@ -519,18 +525,20 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
     neighbours = neighbours_from(0, width)
 
     @device
-    def take_some(at, i, layout, loss_scale, gradient_scale, numbers):
-        loss, gradient, hessian = neighbours(
+    def read(at, i, layout):
+        return (
             xs(at, i, layout),
             ys(at, i, layout),
             ws(at, i, layout),
             ps(at, i, layout),
             gs(at, i, layout),
             ms(at, i, layout),
-            loss_scale,
-            gradient_scale,
-            numbers,
         )
+
+    @device
+    def write(at, i, layout, operands, loss_scale, gradient_scale, numbers):
+        x, y, w, p, g, m = operands
+        loss, gradient, hessian = neighbours(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
         losses(at, i, layout, loss)
         gradients(at, i, layout, gradient)
         hessians(at, i, layout, hessian)
@@ -549,10 +557,19 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
         thread = I64(cuda.blockIdx.x) * I64(cuda.blockDim.x) + I64(cuda.threadIdx.x)
         threads = I64(cuda.gridDim.x) * I64(cuda.blockDim.x)
         whole = size // width
-        for k in range(thread, whole, threads):
-            take_some(at, I64(k * width), layout, loss_scale, gradient_scale, numbers)
+        i, step, stop = I64(thread * width), I64(threads * width), I64(whole * width)
+        # Two at a time: both are read before the first is computed, since a store might be to what is read after it.
+        # Of 16-bit numbers one access brings eight, which is enough.
+        while width <= 4 and i + step < stop:
+            here, there = read(at, i, layout), read(at, i + step, layout)
+            write(at, i, layout, here, loss_scale, gradient_scale, numbers)
+            write(at, i + step, layout, there, loss_scale, gradient_scale, numbers)
+            i += 2 * step
+        while i < stop:
+            write(at, i, layout, read(at, i, layout), loss_scale, gradient_scale, numbers)
+            i += step
         if width > 1:
-            i = I64(whole * width + thread)
+            i = I64(stop + thread)
             if i < size:
                 take_one(at, i, layout, loss_scale, gradient_scale, numbers)
 
@@ -699,7 +716,8 @@ def _rows(spec: Spec, start: Any, step: Any) -> Any:
         thread = I64(cuda.threadIdx.x) & I64(WARP - 1)
         l0, l1, l2, l3, l4, l5, l6, l7, ok = start, start, start, start, start, start, start, start, True
         i, stop = I64(begin + first * thread), I64(begin + count)
-        for _ in range(count // LANES):
+        whole = I64(i + (count & I64(-LANES)))
+        while i < whole:
             if width == 4:
                 l0, l1, l2, l3, ok = take_four(l0, l1, l2, l3, ok, i, at, layout, writing, scale, numbers)
                 l4, l5, l6, l7, ok = take_four(l4, l5, l6, l7, ok, i + far, at, layout, writing, scale, numbers)
@@ -835,19 +853,18 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
     bits_of_one = U(0x3FF0000000000000) if wide else U(0x3F800000)
     least_exponent = 1023 - (143 if wide else 126)
     least_sum = LEAST_HARD_SUM_64 if wide else LEAST_HARD_SUM_32
+    depth = DEPTH_64 if wide else DEPTH_32
 
     @device
-    def factor(state, i, stop, at, layout, writing, scale, numbers):
+    def factor(state, i, at, layout, writing, scale, numbers):
         product, correction, largest, soft = state
-        x, y = zero, zero  # what is beyond the block costs nothing
-        if i < stop:
-            x, y, mask = x1(at, i, layout)[0], y1(at, i, layout)[0], m1(at, i, layout)[0]
-            if derived and writing:
-                g, p, w = g1(at, i, layout)[0], p1(at, i, layout)[0], w1(at, i, layout)[0]
-                _, gradient, hessian = element(x, y, w, p, g, mask, 1.0, scale, numbers)
-                gradient1(at, i, layout, (gradient,))
-                hessian1(at, i, layout, (hessian,))
-            x, y, _ = masked(x, y, 1.0, mask)
+        x, y, mask = x1(at, i, layout)[0], y1(at, i, layout)[0], m1(at, i, layout)[0]
+        if derived and writing:
+            g, p, w = g1(at, i, layout)[0], p1(at, i, layout)[0], w1(at, i, layout)[0]
+            _, gradient, hessian = element(x, y, w, p, g, mask, 1.0, scale, numbers)
+            gradient1(at, i, layout, (gradient,))
+            hessian1(at, i, layout, (hessian,))
+        x, y, _ = masked(x, y, 1.0, mask)
         largest = max(largest, bits_of(x))
         c = one - y
         soft |= bits_of(y * c)
@@ -872,12 +889,22 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
             correction + shuffle_down(correction, distance),
         )
 
+    step = 64 if wide else 32
+
     @device
-    def factors(state, i, step, stop, at, layout, writing, scale, numbers):
-        state = factor(state, i, stop, at, layout, writing, scale, numbers)
-        state = factor(state, i + step, stop, at, layout, writing, scale, numbers)
-        state = factor(state, i + 2 * step, stop, at, layout, writing, scale, numbers)
-        return factor(state, i + 3 * step, stop, at, layout, writing, scale, numbers)
+    def factors(state, i, at, layout, writing, scale, numbers):
+        state = factor(state, i, at, layout, writing, scale, numbers)
+        state = factor(state, i + step, at, layout, writing, scale, numbers)
+        state = factor(state, i + 2 * step, at, layout, writing, scale, numbers)
+        return factor(state, i + 3 * step, at, layout, writing, scale, numbers)
+
+    @device
+    def factors_left(state, i, stop, at, layout, writing, scale, numbers):
+        for _ in range(depth):
+            if i < stop:
+                state = factor(state, i, at, layout, writing, scale, numbers)
+            i += step
+        return state
 
     @device
     def sum_of_hard_labels(begin, count, at, layout, writing, scale, numbers):
@@ -890,16 +917,22 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
         state = (1.0 + F64(thread) / 64.0 if wide else 1.0, 0.0, U(0), U(0))
         other = (1.0 + F64(thread + I64(32)) / 64.0 if wide else 1.0, 0.0, U(0), U(0))
         exponent, other_exponent, tiny = I64(0), I64(0), False
-        for i in range(I64(begin + thread), stop + thread, I64(256)):
+        i = I64(begin + thread)
+        for _ in range(count // LANES):
+            state = factors(state, i, at, layout, writing, scale, numbers)
             if wide:
-                state = factors(state, I64(i), 64, stop, at, layout, writing, scale, numbers)
-                state, exponent, tiny = renormalised(state, exponent, tiny)
-                other = factors(other, I64(i + 32), 64, stop, at, layout, writing, scale, numbers)
+                other = factors(other, i + 32, at, layout, writing, scale, numbers)
                 other, other_exponent, tiny = renormalised(other, other_exponent, tiny)
             else:
-                state = factors(state, I64(i), 32, stop, at, layout, writing, scale, numbers)
-                state = factors(state, I64(i + 128), 32, stop, at, layout, writing, scale, numbers)
-                state, exponent, tiny = renormalised(state, exponent, tiny)
+                state = factors(state, i + 128, at, layout, writing, scale, numbers)
+            state, exponent, tiny = renormalised(state, exponent, tiny)
+            i += LANES
+        if i - thread < stop:  # a row that is not full
+            state = factors_left(state, i, stop, at, layout, writing, scale, numbers)
+            state, exponent, tiny = renormalised(state, exponent, tiny)
+            if wide:
+                other = factors_left(other, i + 32, stop, at, layout, writing, scale, numbers)
+                other, other_exponent, tiny = renormalised(other, other_exponent, tiny)
         product, correction, largest, soft = state
         if wide:
             product, correction = product * other[0], correction + other[1]
