@@ -418,8 +418,9 @@ def _reserve(path: Path) -> None:
 def _add_info(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
-        help="versions, threads, cache and targets",
-        description="What nbbce runs with: versions, threads, the folder that compiled kernels are kept in, targets.",
+        help="versions, threads, cache, targets and devices",
+        description="""What nbbce runs with: versions, threads, the folder that compiled kernels are kept in,
+            targets, and the driver and devices that were found.""",
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -444,9 +445,11 @@ def info(arguments: argparse.Namespace) -> str:
     import llvmlite.binding
     import numba
 
+    from nbbce import _devices
     from nbbce._compile import FOLDER
 
     threads, layer = _threads()
+    found = _devices.found()
     facts: dict[str, Any] = {
         "nbbce": nbbce.__version__,
         "python": platform.python_version(),
@@ -458,13 +461,18 @@ def info(arguments: argparse.Namespace) -> str:
         "threading_layer": layer,
         "cache": None if FOLDER is None else str(FOLDER),
         "kernels": 0 if FOLDER is None else len(list(FOLDER.glob("*.nbc"))),
-        "targets": {"cpu": "yes", "cuda": "no target yet"},
+        "targets": {"cpu": "yes", "cuda": "yes" if found.devices else "no"},
+        "numba_cuda": found.numba_cuda,
+        "driver": found.driver,
     }
     if arguments.json:
-        return json.dumps(facts)
+        return json.dumps(facts | {"devices": [device._asdict() for device in found.devices]})
     facts["cache"] = facts["cache"] or "off"
-    facts["targets"] = ", ".join(f"{name}: {found}" for name, found in facts["targets"].items())
-    return _table({name.replace("_", " "): str(value) for name, value in facts.items()})
+    facts["targets"] = ", ".join(f"{name}: {answer}" for name, answer in facts["targets"].items())
+    facts["numba_cuda"] = facts["numba_cuda"] or "not installed"
+    facts["driver"] = facts["driver"] or ("none found" if found.looked else "not looked for")
+    devices = {f"device {k}": str(device) for k, device in enumerate(found.devices)} or {"devices": found.missing}
+    return _table({name.replace("_", " "): str(value) for name, value in (facts | devices).items()})
 
 
 def _threads() -> tuple[int, str]:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import llvmlite
 import numba
@@ -18,7 +19,7 @@ import pytest
 import reference
 
 import nbbce
-from nbbce import cli
+from nbbce import _devices, cli
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -854,7 +855,8 @@ def test_version_and_help_are_printed(nbbce_command):
 # `nbbce info`.
 
 
-def test_info_tells_versions_threads_cache_and_targets(nbbce_command):
+def test_info_tells_versions_threads_cache_and_targets(nbbce_command, monkeypatch):
+    monkeypatch.setattr(_devices, "found", lambda: _devices.Found("0.30.4", None, (), "none found: no driver"))
     code, out, err = nbbce_command("info", "--json")
     assert (code, err) == (0, "")
     facts = json.loads(out)
@@ -867,13 +869,107 @@ def test_info_tells_versions_threads_cache_and_targets(nbbce_command):
     )
     assert facts["threads"] == numba.get_num_threads()
     assert facts["threading_layer"] == numba.threading_layer()
-    assert facts["targets"] == {"cpu": "yes", "cuda": "no target yet"}
+    assert facts["targets"] == {"cpu": "yes", "cuda": "no"}
     assert facts["processor"]
     code, out, err = nbbce_command("info")
     assert (code, err) == (0, "")
     starts = [line.find(line.split("  ")[-1].strip()) for line in out.splitlines()]
     assert len(starts) == len(facts)
     assert len(set(starts)) == 1
+
+
+def pretend(monkeypatch, error=0, count=2, packages=("numba-cuda", "array-api-compat")):
+    """A machine with a driver that gives `error` when it is started, devices, and packages."""
+    driver = SimpleNamespace(
+        CUresult=SimpleNamespace(CUDA_SUCCESS=0),
+        CUdevice_attribute=SimpleNamespace(
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major", CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor"
+        ),
+        cuDriverGetVersion=lambda: (0, 13010),
+        cuInit=lambda flags: (error,),
+        cuDeviceGetCount=lambda: (0, count),
+        cuDeviceGet=lambda index: (0, index),
+        cuDeviceGetName=lambda length, device: (0, b"Some device\0\0"),
+        cuDeviceGetAttribute=lambda which, device: (0, {"major": 9, "minor": device}[which]),
+        cuDeviceTotalMem=lambda device: (0, 80 * 2**30),
+    )
+    modules = {
+        "cuda.bindings.driver": driver,
+        "cuda.core.system": SimpleNamespace(get_kernel_mode_driver_version=lambda: (580, 65, 6)),
+    }
+    monkeypatch.setattr(_devices, "import_module", modules.__getitem__)
+    monkeypatch.setattr(_devices, "installed", lambda name: "0.30.4" if name in packages else None)
+
+
+def about_devices(nbbce_command):
+    """The lines of `nbbce info` from the targets on, with single spaces."""
+    code, out, err = nbbce_command("info")
+    assert (code, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    return lines[next(k for k, line in enumerate(lines) if line.startswith("targets")) :]
+
+
+def test_info_names_driver_and_devices(nbbce_command, monkeypatch):
+    pretend(monkeypatch)
+    assert about_devices(nbbce_command) == [
+        "targets cpu: yes, cuda: yes",
+        "numba cuda 0.30.4",
+        "driver 580.65.06, CUDA 13.1",
+        "device 0 Some device, compute capability 9.0, 80.0 GiB",
+        "device 1 Some device, compute capability 9.1, 80.0 GiB",
+    ]
+    facts = json.loads(nbbce_command("info", "--json")[1])
+    assert facts["devices"][1] == {"name": "Some device", "capability": [9, 1], "memory": 80 * 2**30}
+
+
+@pytest.mark.parametrize(
+    ("machine", "lines"),
+    [
+        ({"count": 0}, ["driver 580.65.06, CUDA 13.1", "devices none found"]),
+        (
+            {"error": SimpleNamespace(name="CUDA_ERROR_NO_DEVICE")},
+            ["driver 580.65.06, CUDA 13.1", "devices none found: CUDA_ERROR_NO_DEVICE"],
+        ),
+        (
+            {"packages": ["numba-cuda"]},
+            [
+                "driver not looked for",
+                f"devices not looked for: array-api-compat is not installed; {_devices.INSTALL}",
+            ],
+        ),
+    ],
+)
+def test_info_says_why_there_is_no_device(nbbce_command, monkeypatch, machine, lines):
+    pretend(monkeypatch, **machine)
+    assert about_devices(nbbce_command) == ["targets cpu: yes, cuda: no", "numba cuda 0.30.4", *lines]
+
+
+def test_info_without_numba_cuda_names_what_to_install(nbbce_command, monkeypatch):
+    pretend(monkeypatch, packages=[])
+    assert about_devices(nbbce_command)[1:] == [
+        "numba cuda not installed",
+        "driver not looked for",
+        "devices not looked for: numba-cuda is not installed; "
+        "python -m pip install 'nbbce[cuda13]', or 'nbbce[cuda12]' for a driver of CUDA 12",
+    ]
+
+
+def test_info_without_a_driver_is_no_error(nbbce_command, monkeypatch):
+    class DynamicLibNotFoundError(RuntimeError):
+        """As cuda.bindings raises it."""
+
+    def missing(name):
+        raise DynamicLibNotFoundError("some\nlines")
+
+    pretend(monkeypatch)
+    monkeypatch.setattr(_devices, "import_module", missing)
+    assert about_devices(nbbce_command)[2:] == ["driver none found", "devices none found: no driver"]
+
+
+def test_info_of_this_machine_is_no_error():
+    found = fresh("info")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert re.search(r"^device", found.stdout, re.MULTILINE)
 
 
 def fresh(*arguments, **variables):
