@@ -119,6 +119,12 @@ class Spec(NamedTuple):
         return self.task == "sum" and (self.computed == "float64" or self.family == "focal_")
 
     @property
+    def quick(self) -> bool:
+        """Whether a sum is of 16-bit numbers and rounded to 16 bits, so that the device's own logarithm will do."""
+        short = "16" in self.input.kind and "16" in self.result
+        return self.task == "sum" and short and not (self.family or self.shares)
+
+    @property
     def by_products(self) -> bool:
         """Whether a block may be summed by a product."""
         plain = self.task == "sum" and self.weight is None and not self.shares
@@ -277,6 +283,13 @@ def _shares(spec: Spec) -> Any:
 def _wide_loss(spec: Spec) -> Any:
     """A function (x, y, a, b, numbers) -> the loss in float64, as sums take it."""
     prefix = f"{spec.family}shares_" if spec.shares else spec.family
+    if spec.quick:
+
+        @device
+        def quick_loss(x, y, a, b, numbers):
+            return formulas.quick_loss(x, y)
+
+        return quick_loss
     if spec.family == "focal_":
         focal_loss = formulas.focal_loss_float64
 
@@ -582,6 +595,12 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
 def _lanes(spec: Spec) -> tuple[Any, Any, Any, Any]:
     """What a lane of a sum is: its start, how a loss is added, how two lanes are, and one shuffled down the warp."""
     weighted = spec.weight is not None
+    if spec.quick:
+
+        @device
+        def add_quickly(lane, loss, w):
+            return (fma(F32(w), loss, lane[0]) if weighted else lane[0] + loss,)
+
     if not spec.exact:
 
         @device
@@ -596,7 +615,7 @@ def _lanes(spec: Spec) -> tuple[Any, Any, Any, Any]:
         def shuffled(lane, distance):
             return (shuffle_down(lane[0], distance),)
 
-        return (0.0,), add, join, shuffled
+        return ((F32(0.0),), add_quickly, join, shuffled) if spec.quick else ((0.0,), add, join, shuffled)
 
     @device
     def add_exactly(lane, loss, w):
@@ -771,12 +790,18 @@ def _sum_of_losses(spec: Spec) -> Any:
         def step(lane, x, y, w, a, b, numbers):
             return add(lane, wide(x, y, a, b, numbers), w)
 
-    rows = _rows(spec, start, step)
+    rows, quick = _rows(spec, start, step), spec.quick
+
+    @device
+    def widened(lanes):
+        l0, l1, l2, l3, l4, l5, l6, l7 = lanes
+        l0, l1, l2, l3 = (F64(l0[0]),), (F64(l1[0]),), (F64(l2[0]),), (F64(l3[0]),)
+        return l0, l1, l2, l3, (F64(l4[0]),), (F64(l5[0]),), (F64(l6[0]),), (F64(l7[0]),)
 
     @device
     def sum_of_losses(begin, count, at, layout, writing, scale, numbers):
         lanes, ok = rows(begin, count, at, layout, writing, scale, numbers)
-        lane = fold(lanes)
+        lane = fold(widened(lanes) if quick else lanes)
         total = lane[0]
         if exact:
             total += 0.0 if np.isnan(lane[1]) else lane[1]  # an infinite sum has no error

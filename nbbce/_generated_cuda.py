@@ -13,6 +13,7 @@ from nbbce._primitives_cuda import (
     float64_of_bits,
     fma,
     formula,
+    quick_log2,
 )
 
 F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
@@ -120,6 +121,15 @@ HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(60.0), F32(2.0**-64)
 HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
 # The same where float32 terms meet in float64.
 HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
+
+# -log(1-t) = t + t^2 Q(t), t in [0, 1/2]; error relative to -log(1-t).
+# Largest error of the fit: 7.0e-6.
+NEAR_16_0 = F32(0.5006148219108582)
+NEAR_16_1 = F32(0.31692036986351013)
+NEAR_16_2 = F32(0.3882276117801666)
+NEAR_16_3 = F32(-0.2804533839225769)
+NEAR_16_4 = F32(0.8239045739173889)
+MINUS_LOG2_32, HELD_LOG2_32 = F32(-0.6931471824645996), F32(-144.26950073242188)
 
 # The tree of additions and the products of hard labels: see _generated_cpu.py, whose numbers these are.
 BLOCK, LANES, HARD = 4096, 256, 1024
@@ -889,3 +899,21 @@ def focal_gradient_float64(z, y, gamma, positive, negative):
     total, error = two_product_float64(total, error, again, again_error)
     total, error = two_product_float64(total, error, *focal_share_float64(y, positive, negative))
     return total + error, late
+
+
+# For sums that are rounded to 16 bits, 2^-12 at best: the loss within 10^-5 of it.  For t <= 1/2 the device's log2
+# is within 2^-22 of the true one (PTX ISA, lg2.approx.f32); it takes the place of 20 instructions.
+@formula
+def quick_loss(x, y):
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    z = F32(1.0) - y
+    w_far = z if beyond_half else y
+    w_near = y if beyond_half else z
+    q = fma(NEAR_16_4, t, NEAR_16_3)
+    q = fma(q, t, NEAR_16_2)
+    q = fma(q, t, NEAR_16_1)
+    q = fma(q, t, NEAR_16_0)
+    power = quick_log2(t)
+    power = HELD_LOG2_32 if power < HELD_LOG2_32 else power
+    return fma(w_far * MINUS_LOG2_32, power, w_near * fma(t * t, q, t))

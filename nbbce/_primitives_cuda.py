@@ -37,6 +37,7 @@ __all__ = [
     "least",
     "loader",
     "of_first_lane",
+    "quick_log2",
     "shuffle_down",
     "storer",
 ]
@@ -224,6 +225,14 @@ if not SIMULATED:
         return store
 
     @intrinsic
+    def quick_log2(typingctx: Any, value: Any) -> Any:
+        """The device's own approximation of the logarithm to base 2, of float32."""
+        approximation = ir.InlineAsm(ir.FunctionType(FLOAT, [FLOAT]), "lg2.approx.f32 $0, $1;", "=f,f")
+        return types.float32(types.float32), lambda context, builder, signature, arguments: builder.call(
+            approximation, arguments
+        )
+
+    @intrinsic
     def count_up(typingctx: Any, address: Any, limit: Any) -> Any:
         """Add 1 to the counter at an address and return what it was; at `limit` it becomes 0 again.
 
@@ -316,6 +325,11 @@ else:
             _memory(start, kind, width)[:] = [convert(v) for v in values]
 
         return store
+
+    @formula
+    def quick_log2(value):
+        """The logarithm to base 2 of float32."""
+        return np.float32(np.log2(value))
 
     def count_up(address: int, limit: int) -> int:
         """Add 1 to the counter at an address and return what it was; at `limit` it becomes 0 again."""

@@ -43,7 +43,7 @@ class Polynomial(NamedTuple):
     def constants(self) -> str:
         """The comment and the assignments of the coefficients."""
         fit = COEFFICIENTS[self.fit]
-        wrap = "F32({})" if self.fit.endswith("float32") else "{}"
+        wrap = "{}" if self.fit.endswith("float64") else "F32({})"
         lines = [f"# {fit['says']}.", f"# Largest error of the fit: {fit['largest_error']}."]
         lines += [f"{self.symbol}{k} = {wrap.format(c)}" for k, c in enumerate(fit["coefficients"])]
         return "\n".join(lines) + "\n"
@@ -99,6 +99,7 @@ NEAR_32, LOG_32 = Polynomial("near_end_float32", "NEAR_32_"), Polynomial("log_fl
 NEAR_64, LOG_64 = Polynomial("near_end_float64", "NEAR_64_"), Polynomial("log_float64", "LOG_64_")
 EXP_32, LOG1P_32 = Polynomial("exp_float32", "EXP_32_"), Polynomial("log1p_float32", "LOG1P_32_")
 EXP_64 = Polynomial("exp_float64", "EXP_64_")
+NEAR_16 = Polynomial("near_end_16_bits", "NEAR_16_")
 
 # log 2 = HIGH + LOW.  HIGH ends early enough that its product with any exponent is exact: |e| < 256 for float32
 # (16 bits are left of 24), < 2048 for float64 (42 of 53).
@@ -1836,10 +1837,10 @@ def hard_sums() -> str:
     return text
 
 
-def rendered_formulas() -> str:
+def rendered_formulas(rows: tuple[Formula, ...]) -> str:
     """The formulas with their derivations: the same text for every target."""
     text = LEGEND
-    for row in formulas():
+    for row in rows:
         text += f"\n\n{LEGENDS[row.name]}" if row.name in LEGENDS else ""
         comment = "\n".join(f"# {line}".rstrip() for line in row.derivation.splitlines())
         text += f"\n\n{comment}\n@formula\n{row.text}"
@@ -1848,7 +1849,7 @@ def rendered_formulas() -> str:
 
 def render_cpu() -> str:
     """The text of the CPU module."""
-    text = CPU_HEAD + CONSTANTS + "\n" + rendered_formulas()
+    text = CPU_HEAD + CONSTANTS + "\n" + rendered_formulas(formulas())
     text += "\n" + LANE_RULE + hard_sums()
     text += SUM_LEGEND
     for family in FAMILIES:
@@ -1912,14 +1913,39 @@ from nbbce._primitives_cuda import (
     float64_of_bits,
     fma,
     formula,
+    quick_log2,
 )
 
 '''
 
 
+# What only a device has: a logarithm to base 2 of its own, of which the smallest number that counts is -100 / log 2.
+QUICK_CONSTANTS = f"""
+{NEAR_16.constants()}\
+MINUS_LOG2_32, HELD_LOG2_32 = F32({-float(np.float32(math.log(2)))!r}), F32({float(np.float32(-100 / math.log(2)))!r})
+"""
+QUICK = Formula(
+    "quick_loss",
+    "For sums that are rounded to 16 bits, 2^-12 at best: the loss within 10^-5 of it.  For t <= 1/2 the device's log2\n"
+    "is within 2^-22 of the true one (PTX ISA, lg2.approx.f32); it takes the place of 20 instructions.",
+    f"""\
+def quick_loss(x, y):
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    z = F32(1.0) - y
+    w_far = z if beyond_half else y
+    w_near = y if beyond_half else z
+    {NEAR_16.horner("q", "t")}
+    power = quick_log2(t)
+    power = HELD_LOG2_32 if power < HELD_LOG2_32 else power
+    return fma(w_far * MINUS_LOG2_32, power, w_near * fma(t * t, q, t))
+""",
+)
+
+
 def render_cuda() -> str:
     """The text of the CUDA module."""
-    return CUDA_HEAD + CONSTANTS + TREE + "\n" + rendered_formulas()
+    return CUDA_HEAD + CONSTANTS + QUICK_CONSTANTS + TREE + "\n" + rendered_formulas((*formulas(), QUICK))
 
 
 TARGETS = {"_generated_cpu.py": render_cpu, "_generated_cuda.py": render_cuda}

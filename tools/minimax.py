@@ -120,6 +120,16 @@ FITS = (
         degree=8,
     ),
     Fit(
+        name="near_end_16_bits",
+        says="-log(1-t) = t + t^2 Q(t), t in [0, 1/2]; error relative to -log(1-t)",
+        function=_near_end_function,
+        weight=_near_end_weight,
+        low="0",
+        high="1/2",
+        dtype="float32",
+        degree=4,
+    ),
+    Fit(
         name="log_float32",
         says="log(1+g) = g + g^2 P(g), g in [-1/3, 1/3]; error relative to log 2, the smallest |log t| for t <= 1/2",
         function=_log_function,
