@@ -22,3 +22,11 @@ def restored_threads():
     before = numba.get_num_threads()
     yield
     numba.set_num_threads(before)
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    """A machine without a CUDA driver, whatever this one has."""
+    needed = "what nbbce[cuda12] and nbbce[cuda13] install is not here"
+    arrays = pytest.importorskip("nbbce._device_arrays", reason=needed, exc_type=ImportError)
+    monkeypatch.setattr(arrays, "is_available", lambda: False)

@@ -92,46 +92,45 @@ def of_functions(names: tuple[str, ...] = FUNCTIONS) -> Any:
     return pytest.mark.parametrize("function", names)
 
 
-ON_DEVICE = "arrays must be on the host, device arrays have no target yet; got {!r} on a device"
+# What an array on a device is told on a machine without one.
+ON_DEVICE = "{!r} is on a device, which needs a CUDA driver; Numba found no usable one"
 
-KINDS = (
-    [
-        wrong(
-            f"{name} {label}",
-            TypeError,
-            f"{name!r} must be an array (see numpy.asarray); got {described}",
-            **{name: value},
-        )
-        for name in ("input", "target")
-        for label, value, described in (
-            ("list", [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], "list"),
-            ("tuple", (0.5, 0.5), "tuple"),
-            ("float", 0.5, "0.5"),
-            ("int", 1, "1"),
-            ("bool", True, "True"),
-            ("numpy scalar", np.float32(0.5), "np.float32(0.5)"),
-            ("none", None, "NoneType"),
-            ("str", "half", "'half'"),
-            ("long str", "x" * 50, "str"),
-            ("object", SimpleNamespace(shape=SHAPE), "SimpleNamespace"),
-            ("class", np.ndarray, "type"),
-        )
-    ]
-    + [
-        wrong(f"{name} {label}", TypeError, ON_DEVICE.format(name), **{name: value})
-        for name in ("input", "target", "weight", "where")
-        for label, value in (("on device", OnDevice()), ("on device with gradient", OnDeviceWithGradient()))
-    ]
-    + [
-        wrong(
-            f"{name} masked",
-            TypeError,
-            f"{name!r} must have no mask of its own (see 'where'); got a masked array",
-            **{name: np.ma.masked_array(np.ones(SHAPE, dtype), mask=False)},
-        )
-        for name, dtype in (("input", np.float32), ("target", np.float32), ("weight", np.float32), ("where", bool))
-    ]
-)
+KINDS = [
+    wrong(
+        f"{name} {label}",
+        TypeError,
+        f"{name!r} must be an array (see numpy.asarray); got {described}",
+        **{name: value},
+    )
+    for name in ("input", "target")
+    for label, value, described in (
+        ("list", [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], "list"),
+        ("tuple", (0.5, 0.5), "tuple"),
+        ("float", 0.5, "0.5"),
+        ("int", 1, "1"),
+        ("bool", True, "True"),
+        ("numpy scalar", np.float32(0.5), "np.float32(0.5)"),
+        ("none", None, "NoneType"),
+        ("str", "half", "'half'"),
+        ("long str", "x" * 50, "str"),
+        ("object", SimpleNamespace(shape=SHAPE), "SimpleNamespace"),
+        ("class", np.ndarray, "type"),
+    )
+] + [
+    wrong(
+        f"{name} masked",
+        TypeError,
+        f"{name!r} must have no mask of its own (see 'where'); got a masked array",
+        **{name: np.ma.masked_array(np.ones(SHAPE, dtype), mask=False)},
+    )
+    for name, dtype in (("input", np.float32), ("target", np.float32), ("weight", np.float32), ("where", bool))
+]
+
+ARRAYS_ON_DEVICE = [
+    wrong(f"{name} {label}", RuntimeError, ON_DEVICE.format(name), **{name: value})
+    for name in ("input", "target", "weight", "where")
+    for label, value in (("on device", OnDevice()), ("on device with gradient", OnDeviceWithGradient()))
+]
 
 DTYPES = [
     wrong(
@@ -281,9 +280,22 @@ DTYPE = [
 
 @each(KINDS)
 @of_functions()
-def test_argument_that_is_no_array_on_the_host_is_a_type_error(function, case):
+def test_argument_that_is_no_array_is_a_type_error(function, case):
     with is_raised(case.error, function, case.message):
         call(function, **case.change())
+
+
+@each(ARRAYS_ON_DEVICE)
+@of_functions()
+@pytest.mark.usefixtures("no_driver")
+def test_array_on_a_device_without_a_driver_is_a_runtime_error_and_out_is_as_it_was(function, case):
+    with is_raised(case.error, function, case.message):
+        call(function, **case.change())
+    for reduction in REDUCTIONS:
+        results = Results(function, reduction)
+        with is_raised(case.error, function, case.message):
+            call(function, **({"reduction": reduction, "out": results.out} | case.change()))
+        assert results.are_untouched()
 
 
 @each(DTYPES)
@@ -361,14 +373,20 @@ def test_object_with_an_array_method_is_an_array():
         ([1.0], "'grad_output' must be a real number or an array; got list"),
         (1j, "'grad_output' must be a real number or an array; got 1j"),
         (np.ones(SHAPE, complex), "'grad_output' must have a real dtype; got complex128"),
-        (OnDevice(), ON_DEVICE.format("grad_output")),
     ],
-    ids=["list", "complex", "complex-array", "on-device"],
+    ids=["list", "complex", "complex-array"],
 )
 @of_functions(GRADIENT_FUNCTIONS)
 def test_grad_output_that_is_not_real_is_a_type_error(function, value, message):
     with is_raised(TypeError, function, message):
         call(function, grad_output=value, reduction="none")
+
+
+@of_functions(GRADIENT_FUNCTIONS)
+@pytest.mark.usefixtures("no_driver")
+def test_grad_output_on_a_device_without_a_driver_is_a_runtime_error(function):
+    with is_raised(RuntimeError, function, ON_DEVICE.format("grad_output")):
+        call(function, grad_output=OnDevice(), reduction="none")
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 3), (2,), (3, 2)], ids=str)

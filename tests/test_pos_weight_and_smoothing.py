@@ -757,9 +757,14 @@ def test_wrong_pos_weight_is_named(function, value, error, message):
 
 
 @functions
-def test_pos_weight_must_be_on_the_host_and_without_a_mask(function):
-    with test_errors.is_raised(TypeError, function, test_errors.ON_DEVICE.format("pos_weight")):
+@pytest.mark.usefixtures("no_driver")
+def test_pos_weight_on_a_device_without_a_driver_is_a_runtime_error(function):
+    with test_errors.is_raised(RuntimeError, function, test_errors.ON_DEVICE.format("pos_weight")):
         test_errors.call(function, pos_weight=test_errors.OnDevice())
+
+
+@functions
+def test_pos_weight_must_have_no_mask(function):
     masked = np.ma.masked_array(np.ones((2, 3)), mask=False)
     message = "'pos_weight' must have no mask of its own (see 'where'); got a masked array"
     with test_errors.is_raised(TypeError, function, message):
