@@ -901,8 +901,8 @@ def focal_gradient_float64(z, y, gamma, positive, negative):
     return total + error, late
 
 
-# For sums that are rounded to 16 bits, 2^-12 at best: the loss within 10^-5 of it.  For t <= 1/2 the device's log2
-# is within 2^-22 of the true one (PTX ISA, lg2.approx.f32); it takes the place of 20 instructions.
+# For sums that are rounded to 16 bits, 2^-12 at best: the loss within 10^-5 of it.  For t <= 1/2 the
+# device's log2 is within 2^-22 of the true one (PTX ISA, lg2.approx.f32); it takes the place of 20 instructions.
 @formula
 def quick_loss(x, y):
     beyond_half = x > F32(0.5)

@@ -1926,8 +1926,8 @@ MINUS_LOG2_32, HELD_LOG2_32 = F32({-float(np.float32(math.log(2)))!r}), F32({flo
 """
 QUICK = Formula(
     "quick_loss",
-    "For sums that are rounded to 16 bits, 2^-12 at best: the loss within 10^-5 of it.  For t <= 1/2 the device's log2\n"
-    "is within 2^-22 of the true one (PTX ISA, lg2.approx.f32); it takes the place of 20 instructions.",
+    "For sums that are rounded to 16 bits, 2^-12 at best: the loss within 10^-5 of it.  For t <= 1/2 the\n"
+    "device's log2 is within 2^-22 of the true one (PTX ISA, lg2.approx.f32); it takes the place of 20 instructions.",
     f"""\
 def quick_loss(x, y):
     beyond_half = x > F32(0.5)
