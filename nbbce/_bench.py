@@ -7,6 +7,7 @@ and the minimum of each is what counts.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import platform
 import time
@@ -31,6 +32,7 @@ RIVAL_DTYPES = ("float32", "float64")
 MEMORY, RIVALS = "how near to memory speed", "against whom"
 READS, WRITE, WRITES = "dot product of the same bytes", "loop of two reads and a write", "loop of two reads, two writes"
 NUMPY = "NumPy one-liner"
+RIVAL_NAMES = (NUMPY, "torch eager", "torch.compile", "jax.jit", "Paddle", "scikit-learn")
 
 
 class Row(NamedTuple):
@@ -140,71 +142,83 @@ SERIAL = njit(fastmath=True)(_dot), njit(_add), njit(_add_and_subtract)
 PARALLEL = dot, add, add_and_subtract
 
 
+class Question(NamedTuple):
+    """What is measured: a function of nbbce on two of the inputs."""
+
+    name: str
+    function: str
+    x: str
+    y: str
+    results: str = "mean"
+    """What it gives: 'mean', 'loss', 'derivative', 'mean and derivative', 'loss and derivative', 'derivatives'."""
+
+    @property
+    def arrays(self) -> int:
+        """How many of its results are as large as an input."""
+        return {"mean": 0, "loss and derivative": 2, "derivatives": 2}.get(self.results, 1)
+
+    def work(self, a: Any, first: Any, second: Any) -> Work:
+        """The call.  Results go to `first` and `second`, and values are not looked at in a pass of its own."""
+        function, x, y = getattr(nbbce, self.function), getattr(a, self.x), getattr(a, self.y)
+        options: dict[str, Any] = {"reduction": "none" if self.results.startswith("loss") else "mean"}
+        if self.arrays:
+            several = {"mean and derivative": (None, first)}.get(self.results, (first, second))
+            options |= {"out": first if self.results in ("loss", "derivative") else several, "validate": False}
+        return lambda: function(x, y, **options)
+
+
+_BOTH, _OF_LOGITS = "mean and derivative", "binary_cross_entropy_with_logits"
+QUESTIONS = (
+    Question("mean, labels 0/1", "binary_cross_entropy", "x", "hard"),
+    Question("mean, soft labels", "binary_cross_entropy", "x", "soft"),
+    Question("none, soft labels", "binary_cross_entropy", "x", "soft", "loss"),
+    Question("value_and_grad, labels 0/1", "binary_cross_entropy_value_and_grad", "x", "hard", _BOTH),
+    Question("value_and_grad, soft labels", "binary_cross_entropy_value_and_grad", "x", "soft", _BOTH),
+    Question("logits: mean, labels 0/1", _OF_LOGITS, "z", "z_hard"),
+    Question("logits: mean, soft labels", _OF_LOGITS, "z", "soft"),
+    Question("logits: none, labels 0/1", _OF_LOGITS, "z", "z_hard", "loss"),
+    Question("logits: value_and_grad, labels 0/1", f"{_OF_LOGITS}_value_and_grad", "z", "z_hard", _BOTH),
+    Question("logits: grad_and_hess, labels 0/1", f"{_OF_LOGITS}_grad_and_hess", "z", "z_hard", "derivatives"),
+)
+
+
 def memory_rows(a: Inputs) -> list[Row]:
     """Each function against reading, and where it has an array to give writing, the same bytes.
 
     Results go into arrays that are there: the page faults of a fresh one cost as much as the work.
     """
-    x, hard, soft, z, z_hard = a
-    first, second = np.empty_like(x), np.empty_like(x)
-    loops = max(1, 200_000 // x.size)
+    first, second = np.empty_like(a.x), np.empty_like(a.x)
+    floors = PARALLEL if a.x.size > PARALLEL_SIZE else SERIAL
+
     # Of 16 bits, a processor adds integers: their floor is that of memory, not of a conversion.
-    raw = [b.view(np.int16) if b.itemsize == 2 else b for b in (x, hard, soft, z, z_hard, first, second)]
-    floors = PARALLEL if x.size > PARALLEL_SIZE else SERIAL
+    def raw(array: Array) -> Array:
+        return array.view(np.int16) if array.itemsize == 2 else array
 
-    def row(question: str, p: int, y: int, function: Any, arrays: int, **options: Any) -> Row:
-        operands = raw[p], raw[y], *raw[5 : 5 + arrays]
-        if arrays:
-            options["validate"] = False
-        return Row(
-            question,
-            lambda: floors[arrays](*operands),
-            lambda: function(a[p], a[y], **options),
-            0.0,
-            loops,
-            (READS, WRITE, WRITES)[arrays],
-            (2 + arrays) * x.nbytes,
-        )
+    def floor(question: Question) -> Work:
+        inputs = raw(getattr(a, question.x)), raw(getattr(a, question.y))
+        operands = *inputs, *(raw(first), raw(second))[: question.arrays]
+        return lambda: floors[question.arrays](*operands)
 
-    loss, of_logits = nbbce.binary_cross_entropy, nbbce.binary_cross_entropy_with_logits
-    both, both_of_logits = (
-        nbbce.binary_cross_entropy_value_and_grad,
-        nbbce.binary_cross_entropy_with_logits_value_and_grad,
-    )
-    hessian = nbbce.binary_cross_entropy_with_logits_grad_and_hess
     return [
-        row("mean, labels 0/1", 0, 1, loss, 0),
-        row("mean, soft labels", 0, 2, loss, 0),
-        row("none, soft labels", 0, 2, loss, 1, reduction="none", out=first),
-        row("value_and_grad, labels 0/1", 0, 1, both, 1, out=(None, first)),
-        row("value_and_grad, soft labels", 0, 2, both, 1, out=(None, first)),
-        row("logits: mean, labels 0/1", 3, 4, of_logits, 0),
-        row("logits: mean, soft labels", 3, 2, of_logits, 0),
-        row("logits: none, labels 0/1", 3, 4, of_logits, 1, reduction="none", out=first),
-        row("logits: value_and_grad, labels 0/1", 3, 4, both_of_logits, 1, out=(None, first)),
-        row("logits: grad_and_hess, labels 0/1", 3, 4, hessian, 2, out=(first, second)),
+        Row(
+            question.name,
+            floor(question),
+            question.work(a, first, second),
+            0.0,
+            loops_of(a.x.size),
+            (READS, WRITE, WRITES)[question.arrays],
+            (2 + question.arrays) * a.x.nbytes,
+        )
+        for question in QUESTIONS
     ]
 
 
+def loops_of(size: int) -> int:
+    """Calls in one timing: enough to be seen by the clock."""
+    return max(1, 200_000 // size)
+
+
 # --- Against whom --------------------------------------------------------------------------------------------------
-
-
-def ours(a: Inputs) -> dict[str, Work]:
-    """What users write with nbbce, by question."""
-    x, hard, soft, z, z_hard = a
-    loss, of_logits = nbbce.binary_cross_entropy, nbbce.binary_cross_entropy_with_logits
-    return {
-        "mean, labels 0/1": lambda: loss(x, hard),
-        "mean, soft labels": lambda: loss(x, soft),
-        "none, soft labels": lambda: loss(x, soft, reduction="none"),
-        "value_and_grad, labels 0/1": lambda: nbbce.binary_cross_entropy_value_and_grad(x, hard),
-        "value_and_grad, soft labels": lambda: nbbce.binary_cross_entropy_value_and_grad(x, soft),
-        "logits: mean, labels 0/1": lambda: of_logits(z, z_hard),
-        "logits: mean, soft labels": lambda: of_logits(z, soft),
-        "logits: none, labels 0/1": lambda: of_logits(z, z_hard, reduction="none"),
-        "logits: value_and_grad, labels 0/1": lambda: nbbce.binary_cross_entropy_with_logits_value_and_grad(z, z_hard),
-        "logits: grad_and_hess, labels 0/1": lambda: nbbce.binary_cross_entropy_with_logits_grad_and_hess(z, z_hard),
-    }
 
 
 # A rival's answers: question, name, work.
@@ -363,15 +377,37 @@ ANSWERS: dict[str, Callable[[Inputs], Answers]] = {
 
 def rival_rows(a: Inputs, rivals: bool, left_out: dict[str, str]) -> list[Row]:
     """Against the NumPy one-liner, and with `rivals` against who is installed; who is not goes to `left_out`."""
-    mine = ours(a)
-    loops = max(1, 200_000 // a.x.size)
+    mine = {row.question: row.work for row in memory_rows(a)}
     answers = list(numpy_answers(a))
     for name, of in ANSWERS.items() if rivals else ():
         try:
             answers += of(a)
         except Exception as error:
             left_out[name] = "not installed" if isinstance(error, ModuleNotFoundError) else one_line(error)
+    loops = loops_of(a.x.size)
     return [Row(question, base, mine[question], 0.0, loops, against) for question, against, base in answers]
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Let the process keep the memory that it frees, where its C library can.
+
+    Otherwise each large array is of fresh pages, and what these cost, which can be many times the work, decides how
+    fast those seem who cannot write into an array that is there.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        yield
+        return
+    trim_threshold, mmap_max = -1, -4  # as malloc.h numbers them
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
+    try:
+        yield
+    finally:
+        mallopt(trim_threshold, 128 * 1024)
+        mallopt(mmap_max, 65536)
 
 
 # --- All of it -----------------------------------------------------------------------------------------------------
@@ -432,17 +468,18 @@ def measure(largest: int, dtypes: list[str], repeats: int, rivals: bool, sweep: 
             rows.append(found | {"base_s": base, "nbbce_s": work, "bytes": row.nbytes})
         bar.update()
 
-    for dtype in dtypes:
-        for size in sizes(largest) if sweep else [largest]:
-            near = memory_rows(inputs(size, dtype))
-            bar.total += len(near)
-            for row in near:
-                add_row(MEMORY, dtype, size, row, repeats)
-        if dtype in RIVAL_DTYPES:
-            against = rival_rows(inputs(largest, dtype), rivals, left_out)
-            bar.total += len(against)
-            for row in against:
-                add_row(RIVALS, dtype, largest, row, fewer(repeats))
+    with kept_memory():
+        for dtype in dtypes:
+            for size in sizes(largest) if sweep else [largest]:
+                near = memory_rows(inputs(size, dtype))
+                bar.total += len(near)
+                for row in near:
+                    add_row(MEMORY, dtype, size, row, repeats)
+            if dtype in RIVAL_DTYPES:
+                against = rival_rows(inputs(largest, dtype), rivals, left_out)
+                bar.total += len(against)
+                for row in against:
+                    add_row(RIVALS, dtype, largest, row, fewer(repeats))
     facts = machine() | (versions(ANSWERS) if rivals else {})
     return {"machine": facts, "repeats": repeats, "rows": rows, "left_out": left_out}
 
@@ -484,113 +521,3 @@ def _line(work: str, against: str, base: str, mine: str, times: str, speed: str)
 def ratio(row: dict[str, Any]) -> float:
     """How many times as fast as the reference nbbce is."""
     return float(row["base_s"] / row["nbbce_s"])
-
-
-# --- The plot ------------------------------------------------------------------------------------------------------
-
-# Lines of the plot by what a function has to read and write, which decides the roof over it.
-PANELS = {
-    "reading: a mean": (READS, ("mean, labels 0/1", "mean, soft labels", "logits: mean, labels 0/1")),
-    "reading and writing: each loss, a gradient": (
-        WRITE,
-        ("none, soft labels", "value_and_grad, labels 0/1", "logits: value_and_grad, labels 0/1"),
-    ),
-}
-# Soft labels cost every rival the same as labels 0/1, and so are no bars of their own.
-BARS = {
-    "mean, labels 0/1": "probabilities:\nmean",
-    "none, soft labels": "probabilities:\nnone",
-    "value_and_grad, labels 0/1": "probabilities:\nvalue_and_grad",
-    "logits: mean, labels 0/1": "logits:\nmean",
-    "logits: none, labels 0/1": "logits:\nnone",
-    "logits: value_and_grad, labels 0/1": "logits:\nvalue_and_grad",
-    "logits: grad_and_hess, labels 0/1": "logits:\ngrad_and_hess",
-}
-RIVAL_NAMES = (NUMPY, "torch eager", "torch.compile", "jax.jit", "Paddle", "scikit-learn")
-
-
-def plot(figures: dict[str, Any], path: str) -> None:
-    """Throughput over size under the roof of memory, and bars against rivals; a row of panels for each dtype."""
-    pyplot = needed("matplotlib.pyplot", "--plot")
-    facts, rows = figures["machine"], figures["rows"]
-    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    figure = pyplot.figure(figsize=(13, 8.5 * len(dtypes)), layout="constrained")
-    for part, dtype in zip(np.atleast_1d(figure.subfigures(len(dtypes), 1)), dtypes, strict=True):
-        mine = [row for row in rows if row["dtype"] == dtype]
-        part.suptitle(
-            f"nbbce {facts['nbbce']}, {dtype}, {facts['threads']} threads of {facts['processor']}", fontweight="bold"
-        )
-        bars = [row for row in mine if row["group"] == RIVALS]
-        panels = part.subplot_mosaic([["a", "b"], ["c", "c"]] if bars else [["a", "b"]])
-        panels["b"].sharey(panels["a"])
-        for key, (title, (roof, questions)) in zip("ab", PANELS.items(), strict=True):
-            _throughput(panels[key], mine, title, roof, questions)
-        if bars:
-            _bars(panels["c"], bars)
-    try:
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise Problem(f"cannot write {path}: {one_line(error)}") from None
-    finally:
-        pyplot.close(figure)
-
-
-def _throughput(axes: Any, rows: list[dict[str, Any]], title: str, roof: str, questions: tuple[str, ...]) -> None:
-    def line(question: str, key: str) -> tuple[list[int], list[float]]:
-        found = [row for row in rows if row["group"] == MEMORY and row["question"] == question]
-        return [row["size"] for row in found], [row["bytes"] / row[key] / 1e9 for row in found]
-
-    near, top = line(questions[0], "base_s")
-    axes.fill_between(near, top, color="0.9", zorder=0)
-    axes.plot(near, top, color="0.45", linestyle="--", label=f"memory roof: {roof}")
-    for question in questions:
-        axes.plot(*line(question, "nbbce_s"), marker="o", markersize=4, linewidth=2, label=question)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_title(title, loc="left")
-    axes.set_xlabel("elements")
-    axes.set_ylabel("GB/s")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-
-
-def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
-    names = [name for name in RIVAL_NAMES if any(row["against"] == name for row in rows)]
-    at, labels = 0.0, []
-    for question, label in BARS.items():
-        found = {row["against"]: ratio(row) for row in rows if row["question"] == question}
-        present = [name for name in names if name in found]
-        if not present:
-            continue
-        places = at + np.arange(len(present))
-        labels.append((places.mean(), label))
-        heights = [found[name] for name in present]
-        # From 1, where a rival is as fast as nbbce: a bar downwards is one that is faster.
-        axes.bar(places, np.subtract(heights, 1), bottom=1, width=0.9, color=[f"C{names.index(n)}" for n in present])
-        for place, height in zip(places, heights, strict=True):
-            text = f"{height:.0f}" if height >= 9.95 else f"{height:.2g}"
-            axes.annotate(
-                text,
-                (place, max(height, 1)),
-                (0, 2),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                fontsize=8,
-            )
-        at = places[-1] + 2
-    axes.axhline(1, color="black", linewidth=1.5)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(top=axes.get_ylim()[1] * 2)
-    axes.set_xticks(*zip(*labels, strict=True))
-    axes.tick_params(axis="x", length=0)
-    size = max(row["size"] for row in rows)
-    axes.set_title(f"time of others over time of nbbce, {size:,} elements (black line: nbbce)", loc="left")
-    axes.set_ylabel("times as long as nbbce")
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    for k, name in enumerate(names):
-        axes.bar(0, 0, bottom=1, color=f"C{k}", label=name)
-    axes.legend(loc="upper center", ncols=len(names), frameon=False)

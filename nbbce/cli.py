@@ -503,7 +503,8 @@ def _add_bench(commands: Any) -> None:
         description="""Times each function in turn with what it is compared with, in one process, and takes the least
             time of each.  A ratio is the time of the other over the time of nbbce: above 1, nbbce is the faster.""",
         epilog="""Without --rivals the only other is the NumPy one-liner.  Others are measured in float32 and float64.
-            PyTorch and scikit-learn get as many threads as nbbce, JAX and Paddle as many as they take.""",
+            PyTorch and scikit-learn get as many threads as nbbce, JAX and Paddle as many as they take.  nbbce writes
+            into arrays that are there; others, where they cannot, into memory that the process keeps.""",
         allow_abbrev=False,
     )
     parser.add_argument("--size", metavar="N", type=_count, default=10_000_000, help="elements; default: 10000000")
@@ -549,7 +550,7 @@ def bench(arguments: argparse.Namespace) -> str:
     import numba
     from tqdm import tqdm
 
-    from nbbce import _bench
+    from nbbce import _bench, _bench_plots
 
     if arguments.plot is not None:  # what would be wrong after minutes of work
         _bench.needed("matplotlib", "--plot")
@@ -574,7 +575,7 @@ def bench(arguments: argparse.Namespace) -> str:
     finally:
         numba.set_num_threads(before)
     if arguments.plot is not None:
-        _bench.plot(figures, arguments.plot)
+        _bench_plots.plot(figures, arguments.plot)
     return json.dumps(figures) if arguments.json else _bench.table(figures)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from tqdm import tqdm
 
 import nbbce
-from nbbce import _bench, cli
+from nbbce import _bench, _bench_plots, cli
 
 ROOT = Path(__file__).parents[1]
 SIZE = 2048  # on one thread, so that no other process keeps it waiting
@@ -94,16 +95,63 @@ def test_floors_read_and_write_everything(floors, rng):
     np.testing.assert_array_equal(first, x - y)
 
 
+def what_users_write(a):
+    """The calls of `nbbce bench`, by question."""
+    x, hard, soft, z, z_hard = a
+    logits = nbbce.binary_cross_entropy_with_logits
+    return {
+        "mean, labels 0/1": lambda: nbbce.binary_cross_entropy(x, hard),
+        "mean, soft labels": lambda: nbbce.binary_cross_entropy(x, soft),
+        "none, soft labels": lambda: nbbce.binary_cross_entropy(x, soft, reduction="none"),
+        "value_and_grad, labels 0/1": lambda: nbbce.binary_cross_entropy_value_and_grad(x, hard),
+        "value_and_grad, soft labels": lambda: nbbce.binary_cross_entropy_value_and_grad(x, soft),
+        "logits: mean, labels 0/1": lambda: logits(z, z_hard),
+        "logits: mean, soft labels": lambda: logits(z, soft),
+        "logits: none, labels 0/1": lambda: logits(z, z_hard, reduction="none"),
+        "logits: value_and_grad, labels 0/1": lambda: nbbce.binary_cross_entropy_with_logits_value_and_grad(z, z_hard),
+        "logits: grad_and_hess, labels 0/1": lambda: nbbce.binary_cross_entropy_with_logits_grad_and_hess(z, z_hard),
+    }
+
+
 @pytest.mark.parametrize("dtype", cli.FLOATS)
 def test_work_against_memory_is_the_work_that_users_do(dtype):
     a = _bench.inputs(SIZE, dtype)
-    plain = _bench.ours(a)
+    plain = what_users_write(a)
     rows = _bench.memory_rows(a)
     assert [row.question for row in rows] == list(plain)
     for row in rows:
         row.base()
         for found, wanted in zip(as_tuple(row.work()), as_tuple(plain[row.question]()), strict=True):
             np.testing.assert_array_equal(found, wanted)
+
+
+def test_results_go_into_arrays_that_are_there():
+    for row in [*_bench.memory_rows(a := _bench.inputs(SIZE, "float32")), *_bench.rival_rows(a, False, {})]:
+        first, second = as_tuple(row.work()), as_tuple(row.work())
+        assert all(x is y for x, y in zip(first, second, strict=True) if isinstance(x, np.ndarray)), row.question
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts page faults as Linux does")
+def test_memory_that_is_freed_is_kept_while_rivals_are_measured():
+    code = """
+import resource, numpy as np
+from nbbce import _bench
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        np.full(40_000_000, 1, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+with _bench.kept_memory():
+    np.full(40_000_000, 1, np.uint8)
+    kept = faults()
+np.full(40_000_000, 1, np.uint8)
+print(kept, faults())
+"""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("its C library does not keep memory")
+    kept, fresh_pages = map(int, fresh("-c", code).stdout.split())
+    assert kept < 100
+    assert fresh_pages >= 10 * kept
 
 
 def as_tuple(result):
@@ -124,7 +172,7 @@ def test_rivals_answer_the_same_question(name):
     answers = _bench.numpy_answers if name == "numpy" else _bench.ANSWERS[name]
     if name != "numpy":
         pytest.importorskip(name)
-    mine, compared = _bench.ours(a), 0
+    mine, compared = what_users_write(a), 0
     for question, against, work in answers(a):
         assert against in _bench.RIVAL_NAMES
         # That torch.compile gives what torch gives is not looked at: it would take minutes.
@@ -149,7 +197,7 @@ def test_bench_measures_every_function_against_memory_and_numpy(figures):
     for dtype in ("float32", "float64"):
         rows = [row for row in found["rows"] if row["dtype"] == dtype]
         near = [row["question"] for row in rows if row["group"] == _bench.MEMORY]
-        assert near == list(_bench.ours(_bench.inputs(8, dtype)))
+        assert near == list(what_users_write(_bench.inputs(8, dtype)))
         against = {row["question"] for row in rows if row["group"] == _bench.RIVALS}
         assert against == set(near) - {"logits: value_and_grad, labels 0/1"}
     assert all(row["base_s"] > 0 and row["nbbce_s"] > 0 and row["size"] == SIZE for row in found["rows"])
@@ -247,13 +295,13 @@ def test_plot_shows_the_figures(monkeypatch):
     monkeypatch.setattr(pyplot, "close", lambda figure: None)
     rows = [
         row(_bench.MEMORY, question, against, 1e-3, 2e-3, size, 10**6)
-        for against, questions in _bench.PANELS.values()
+        for against, questions in _bench_plots.PANELS.values()
         for question in questions
         for size in (1024, 4096)
     ]
     rows.append(row(_bench.RIVALS, "mean, labels 0/1", "jax.jit", 5e-3, 2e-3, 4096, 0))
     facts = {"nbbce": "0", "threads": 2, "processor": "some"}
-    _bench.plot({"machine": facts, "rows": rows}, "a.png")
+    _bench_plots.plot({"machine": facts, "rows": rows}, "a.png")
     read, write, bars = pyplot.gcf().axes
     for axes in (read, write):
         roof, *lines = axes.get_lines()
