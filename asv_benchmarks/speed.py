@@ -259,10 +259,9 @@ def main() -> int:
     for group in groups:
         numba.set_num_threads(1 if group in (cache_rows, call_rows) else arguments.threads)
         for row in tqdm(group(arguments.size), desc=group.__name__, leave=False, disable=not sys.stderr.isatty()):
-            # A slow rival is given fewer turns: its minimum settles earlier.
             if group is rival_rows:
                 with _bench.kept_memory():
-                    base, work = best(row, _bench.fewer(arguments.repeats))
+                    base, work = best(row, arguments.repeats, _bench.fewer(arguments.repeats))
             else:
                 base, work = best(row, arguments.repeats)
             against = AGAINST[group.__name__] if row.against is None else row.against

@@ -32,6 +32,7 @@ RIVAL_DTYPES = ("float32", "float64")
 MEMORY, RIVALS = "how near to memory speed", "against whom"
 READS, WRITE, WRITES = "dot product of the same bytes", "loop of two reads and a write", "loop of two reads, two writes"
 NUMPY = "NumPy one-liner"
+SECONDS = 1.0  # of turns with a rival, after which few turns are enough
 RIVAL_NAMES = (NUMPY, "torch eager", "torch.compile", "jax.jit", "Paddle", "scikit-learn")
 
 
@@ -51,17 +52,20 @@ class Row(NamedTuple):
     """Bytes that `work` must read and write."""
 
 
-def best(row: Row, repeats: int) -> tuple[float, float]:
-    """Least seconds of `base` and of `work`, timed in turn."""
-    least = [float("inf")] * 2
+def best(row: Row, repeats: int, enough: int | None = None) -> tuple[float, float]:
+    """Least seconds of `base` and of `work`, timed in turn; `enough` turns will do once they take `SECONDS`."""
+    least, spent = [float("inf")] * 2, 0.0
     for function in (row.base, row.work):
         function()
-    for _ in range(repeats):
+    for turn in range(repeats):
+        if enough is not None and turn >= enough and spent > SECONDS:
+            break
         for k, function in enumerate((row.base, row.work)):
             start = time.perf_counter()
             for _ in range(row.loops):
                 function()
-            least[k] = min(least[k], (time.perf_counter() - start) / row.loops)
+            seconds = time.perf_counter() - start
+            least[k], spent = min(least[k], seconds / row.loops), spent + seconds
     return least[0], least[1]
 
 
@@ -230,8 +234,8 @@ def one_liner(x: Array, y: Array) -> Any:
     return -np.mean(y * np.log(x) + (1 - y) * np.log(1 - x))
 
 
-def numpy_answers(a: Inputs) -> Answers:
-    """What one writes in NumPy, in a line or two."""
+def numpy_answers(a: Inputs, how: str = NUMPY) -> Answers:
+    """What one writes in NumPy, in a line or two; for arrays of another library that takes its place, `how`."""
     x, hard, soft, z, z_hard = a
 
     def losses(y: Array) -> Any:
@@ -241,23 +245,23 @@ def numpy_answers(a: Inputs) -> Answers:
         p = 1 / (1 + np.exp(-z))
         return p - z_hard, p * (1 - p)
 
-    yield "mean, labels 0/1", NUMPY, lambda: one_liner(x, hard)
-    yield "mean, soft labels", NUMPY, lambda: one_liner(x, soft)
-    yield "none, soft labels", NUMPY, lambda: -(soft * np.log(x) + (1 - soft) * np.log(1 - x))
-    yield "value_and_grad, labels 0/1", NUMPY, lambda: (one_liner(x, hard), (x - hard) / (x * (1 - x)) / x.size)
-    yield "value_and_grad, soft labels", NUMPY, lambda: (one_liner(x, soft), (x - soft) / (x * (1 - x)) / x.size)
-    yield "logits: mean, labels 0/1", NUMPY, lambda: np.mean(losses(z_hard))
-    yield "logits: mean, soft labels", NUMPY, lambda: np.mean(losses(soft))
-    yield "logits: none, labels 0/1", NUMPY, lambda: losses(z_hard)
-    yield "logits: grad_and_hess, labels 0/1", NUMPY, gradient_and_hessian
+    yield "mean, labels 0/1", how, lambda: one_liner(x, hard)
+    yield "mean, soft labels", how, lambda: one_liner(x, soft)
+    yield "none, soft labels", how, lambda: -(soft * np.log(x) + (1 - soft) * np.log(1 - x))
+    yield "value_and_grad, labels 0/1", how, lambda: (one_liner(x, hard), (x - hard) / (x * (1 - x)) / x.size)
+    yield "value_and_grad, soft labels", how, lambda: (one_liner(x, soft), (x - soft) / (x * (1 - x)) / x.size)
+    yield "logits: mean, labels 0/1", how, lambda: np.mean(losses(z_hard))
+    yield "logits: mean, soft labels", how, lambda: np.mean(losses(soft))
+    yield "logits: none, labels 0/1", how, lambda: losses(z_hard)
+    yield "logits: grad_and_hess, labels 0/1", how, gradient_and_hessian
 
 
-def torch_answers(a: Inputs) -> Answers:
-    """PyTorch, as it is and compiled; a gradient is a forward and a backward pass."""
+def torch_answers(a: Inputs, upload: Any = None) -> Answers:
+    """PyTorch, as it is and compiled; a gradient is a forward and a backward pass.  `upload` makes tensors."""
     import torch
 
     torch.set_num_threads(numba.get_num_threads())
-    x, hard, soft, z, z_hard = map(torch.from_numpy, a)
+    x, hard, soft, z, z_hard = map(upload or torch.from_numpy, a)
 
     def forward_and_backward(function: Any, leaf: Any, y: Any) -> None:
         leaf.grad = None
@@ -285,10 +289,12 @@ def torch_answers(a: Inputs) -> Answers:
         yield "logits: value_and_grad, labels 0/1", how, gradient(of_logits, z_leaf, z_hard)
 
 
-def jax_answers(a: Inputs) -> Answers:
-    """JAX, compiled; the formulas are those of Optax and of its users."""
+def jax_answers(a: Inputs, wait: Any = None) -> Answers:
+    """JAX, compiled; the formulas are those of Optax and of its users.  `wait` is what a call does with its result."""
     import jax
     import jax.numpy as jnp
+
+    wait = wait or jax.block_until_ready
 
     if a.x.dtype == np.float64:
         jax.config.update("jax_enable_x64", True)
@@ -306,7 +312,7 @@ def jax_answers(a: Inputs) -> Answers:
 
     def each(function: Any, p: Any, y: Any) -> Work:
         compiled = jax.jit(function)
-        return lambda: jax.block_until_ready(compiled(p, y))
+        return lambda: wait(compiled(p, y))
 
     def mean(function: Any) -> Any:
         return lambda p, y: jnp.mean(function(p, y))
@@ -445,7 +451,7 @@ def versions(names: Any) -> dict[str, str]:
 
 
 def fewer(repeats: int) -> int:
-    """Turns with a rival.  A slow one needs fewer: its minimum settles earlier."""
+    """Turns with a rival that is slow.  It needs fewer: its minimum settles earlier."""
     return max(3, repeats // 4)
 
 
@@ -454,10 +460,10 @@ def measure(largest: int, dtypes: list[str], repeats: int, rivals: bool, sweep: 
     rows: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
 
-    def add_row(group: str, dtype: str, size: int, row: Row, turns: int) -> None:
+    def add_row(group: str, dtype: str, size: int, row: Row) -> None:
         bar.set_description(f"{dtype}, {size}: {row.question} / {row.against}")
         try:
-            base, work = best(row, turns)
+            base, work = best(row, repeats, fewer(repeats) if group == RIVALS else None)
         except Exception as error:
             if group == MEMORY:
                 raise
@@ -474,12 +480,12 @@ def measure(largest: int, dtypes: list[str], repeats: int, rivals: bool, sweep: 
                 near = memory_rows(inputs(size, dtype))
                 bar.total += len(near)
                 for row in near:
-                    add_row(MEMORY, dtype, size, row, repeats)
+                    add_row(MEMORY, dtype, size, row)
             if dtype in RIVAL_DTYPES:
                 against = rival_rows(inputs(largest, dtype), rivals, left_out)
                 bar.total += len(against)
                 for row in against:
-                    add_row(RIVALS, dtype, largest, row, fewer(repeats))
+                    add_row(RIVALS, dtype, largest, row)
     facts = machine() | (versions(ANSWERS) if rivals else {})
     return {"machine": facts, "repeats": repeats, "rows": rows, "left_out": left_out}
 
@@ -495,7 +501,7 @@ def table(figures: dict[str, Any]) -> str:
     largest = max(row["size"] for row in figures["rows"])
     lines = [
         f"{largest} elements, {facts['threads']} threads, {facts['processor']}; minima of {figures['repeats']} turns, "
-        f"against others of {fewer(figures['repeats'])}"
+        f"against slow others of {fewer(figures['repeats'])} or more"
     ]
     for group, heads in ((MEMORY, ("reference", "nbbce", "ratio", "GB/s")), (RIVALS, ("rival", "nbbce", "ratio", ""))):
         found = [row for row in figures["rows"] if row["group"] == group and row["size"] == largest]

@@ -50,7 +50,7 @@ def found() -> Found:
             return Found(numba_cuda, None, (), f"not looked for: {package} is not installed; {INSTALL}", False)
     try:
         driver: Any = import_module("cuda.bindings.driver")
-        cuda = _result(driver, driver.cuDriverGetVersion())
+        cuda = result_of(driver, driver.cuDriverGetVersion())
     except Exception as error:
         # What cuda.bindings says of a library that is not there takes several lines.
         absent = type(error).__name__ == "DynamicLibNotFoundError"
@@ -62,28 +62,28 @@ def found() -> Found:
         major, *minors = import_module("cuda.core.system").get_kernel_mode_driver_version()
         name = f"{'.'.join([str(major), *(f'{n:02}' for n in minors)])}, {name}"
     try:
-        _result(driver, driver.cuInit(0))
-        devices = tuple(_device(driver, index) for index in range(_result(driver, driver.cuDeviceGetCount())))
+        result_of(driver, driver.cuInit(0))
+        devices = tuple(_device(driver, index) for index in range(result_of(driver, driver.cuDeviceGetCount())))
     except Exception as error:
         return Found(numba_cuda, name, (), f"none found: {one_line(error)}")
     return Found(numba_cuda, name, devices, "" if devices else "none found")
 
 
 def _device(driver: Any, index: int) -> Device:
-    handle = _result(driver, driver.cuDeviceGet(index))
-    name = _result(driver, driver.cuDeviceGetName(128, handle)).split(b"\0")[0].decode(errors="replace").strip()
+    handle = result_of(driver, driver.cuDeviceGet(index))
+    name = result_of(driver, driver.cuDeviceGetName(128, handle)).split(b"\0")[0].decode(errors="replace").strip()
     attributes = driver.CUdevice_attribute
     major, minor = (
-        _result(driver, driver.cuDeviceGetAttribute(attribute, handle))
+        result_of(driver, driver.cuDeviceGetAttribute(attribute, handle))
         for attribute in (
             attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
             attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
         )
     )
-    return Device(name, (int(major), int(minor)), int(_result(driver, driver.cuDeviceTotalMem(handle))))
+    return Device(name, (int(major), int(minor)), int(result_of(driver, driver.cuDeviceTotalMem(handle))))
 
 
-def _result(driver: Any, answer: tuple[Any, ...]) -> Any:
+def result_of(driver: Any, answer: tuple[Any, ...]) -> Any:
     """What a function of the driver returns beside its error, which becomes an exception."""
     error, *values = answer
     if error != driver.CUresult.CUDA_SUCCESS:

@@ -504,22 +504,32 @@ def _add_bench(commands: Any) -> None:
             time of each.  A ratio is the time of the other over the time of nbbce: above 1, nbbce is the faster.""",
         epilog="""Without --rivals the only other is the NumPy one-liner.  Others are measured in float32 and float64.
             PyTorch and scikit-learn get as many threads as nbbce, JAX and Paddle as many as they take.  nbbce writes
-            into arrays that are there; others, where they cannot, into memory that the process keeps.""",
+            into arrays that are there; others, where they cannot, into memory that the process keeps.  On a device, by
+            --target cuda, the device's own clock and the median count.""",
         allow_abbrev=False,
     )
-    parser.add_argument("--size", metavar="N", type=_count, default=10_000_000, help="elements; default: 10000000")
+    parser.add_argument(
+        "--target",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: arrays on the first device, against a copy there, and against others where installed; default: cpu",
+    )
+    parser.add_argument(
+        "--size", metavar="N", type=_count, help="elements; default: 10000000, with --target cuda 50000000"
+    )
     parser.add_argument(
         "--dtype",
         nargs="+",
         metavar="DTYPE",
         choices=FLOATS,
-        default=["float32"],
-        help=f"{', '.join(FLOATS)}; default: float32",
+        help=f"{', '.join(FLOATS)}; default: float32, with --target cuda all",
     )
     parser.add_argument("--threads", metavar="N", type=_count, help="default: what Numba uses")
     parser.add_argument("--repeats", metavar="N", type=_count, default=20, help="turns; default: 20")
     parser.add_argument(
-        "--rivals", action="store_true", help="compare with PyTorch, JAX, Paddle and scikit-learn, where installed"
+        "--rivals",
+        action="store_true",
+        help="compare with PyTorch, JAX, Paddle and scikit-learn, where installed; --target cuda always does",
     )
     parser.add_argument(
         "--plot", metavar="FILE.png", help="draw throughput over size under the roof of memory, and bars against others"
@@ -534,7 +544,7 @@ def bench(arguments: argparse.Namespace) -> str:
     Parameters
     ----------
     arguments : argparse.Namespace
-        `size`, `dtype`, `threads`, `repeats`, `rivals`, `plot` and `json`, as the parser makes them.
+        `target`, `size`, `dtype`, `threads`, `repeats`, `rivals`, `plot` and `json`, as the parser makes them.
 
     Returns
     -------
@@ -544,9 +554,27 @@ def bench(arguments: argparse.Namespace) -> str:
     Raises
     ------
     Problem
-        If a package is missing, or the plot cannot be written.
+        If a package or a device is missing, or the plot cannot be written.
     """
     _check_numba()
+    dtypes = list(dict.fromkeys(arguments.dtype or (FLOATS if arguments.target == "cuda" else ["float32"])))
+    return (_bench_on_device if arguments.target == "cuda" else _bench_on_host)(arguments, dtypes)
+
+
+def _bench_on_device(arguments: argparse.Namespace, dtypes: list[str]) -> str:
+    from tqdm import tqdm
+
+    from nbbce import _bench_cuda
+
+    for option in ("threads", "plot"):
+        if getattr(arguments, option) is not None:
+            raise Problem(f"--{option} must go with --target cpu; got --target cuda")
+    with tqdm(total=0, leave=False, disable=not _is_terminal()) as bar:
+        figures = _bench_cuda.measure(arguments.size or _bench_cuda.SIZE, dtypes, arguments.repeats, bar)
+    return json.dumps(figures) if arguments.json else _bench_cuda.table(figures)
+
+
+def _bench_on_host(arguments: argparse.Namespace, dtypes: list[str]) -> str:
     import numba
     from tqdm import tqdm
 
@@ -562,19 +590,13 @@ def bench(arguments: argparse.Namespace) -> str:
     if arguments.threads is not None and arguments.threads > most:
         raise Problem(f"--threads must be at most {most}, what Numba has here; got {arguments.threads}")
     numba.set_num_threads(arguments.threads or before)
+    size, sweep = arguments.size or 10_000_000, arguments.plot is not None
     try:
         with tqdm(total=0, leave=False, disable=not _is_terminal()) as bar:
-            figures = _bench.measure(
-                arguments.size,
-                list(dict.fromkeys(arguments.dtype)),
-                arguments.repeats,
-                arguments.rivals,
-                arguments.plot is not None,
-                bar,
-            )
+            figures = _bench.measure(size, dtypes, arguments.repeats, arguments.rivals, sweep, bar)
     finally:
         numba.set_num_threads(before)
-    if arguments.plot is not None:
+    if sweep:
         _bench_plots.plot(figures, arguments.plot)
     return json.dumps(figures) if arguments.json else _bench.table(figures)
 

@@ -82,6 +82,18 @@ def test_least_time_of_one_call_counts(monkeypatch):
     assert _bench.best(_bench.Row("q", lambda: 0, lambda: 0, loops=2), 2) == (2, 4)
 
 
+def test_slow_works_have_fewer_turns(monkeypatch):
+    seen = []
+    row = _bench.Row("q", lambda: 0, lambda: seen.append("work"))
+    clock(monkeypatch, [0, 0.3] * 100)  # 0.6 s a turn: 1 s is over after two
+    _bench.best(row, 10, 1)
+    assert len(seen) == 1 + 2
+    _bench.best(row, 10, 4)
+    assert len(seen) == 1 + 2 + 1 + 4
+    _bench.best(row, 10)
+    assert len(seen) == 1 + 2 + 1 + 4 + 1 + 10
+
+
 @pytest.mark.parametrize("floors", [_bench.SERIAL, _bench.PARALLEL], ids=["serial", "parallel"])
 def test_floors_read_and_write_everything(floors, rng):
     dot, add, add_and_subtract = floors
@@ -228,7 +240,7 @@ def test_table_is_sorted_by_question_and_ratio():
     facts = {"threads": 2, "processor": "some"}
     text = _bench.table({"machine": facts, "repeats": 20, "rows": rows, "left_out": {"jax": "not installed"}})
     assert [re.sub(" {2,}", " | ", line) for line in text.splitlines()] == [
-        "2048 elements, 2 threads, some; minima of 20 turns, against others of 5",
+        "2048 elements, 2 threads, some; minima of 20 turns, against slow others of 5 or more",
         "",
         "how near to memory speed | reference | nbbce | ratio | GB/s",
         "float32, mean, labels 0/1 | dot product of the same bytes | 1.00 us | 2.00 us | 0.50 | 8.2",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import nbbce
+from nbbce import _bench_cuda, _devices
 
 ROOT = Path(__file__).parents[1]
 SUITE = ROOT / "asv_benchmarks"
@@ -42,7 +43,7 @@ def called(monkeypatch, restored_threads):
 
 def test_every_public_function_has_its_benchmarks():
     assert sorted(common.FUNCTIONS) == sorted(nbbce.__all__)
-    for benchmark in (calls.Calls, floor.Floor, accuracy.Accuracy):
+    for benchmark in (calls.Calls, calls.CudaCalls, floor.Floor, floor.CudaFloor, accuracy.Accuracy):
         assert common.FUNCTIONS in benchmark.params, benchmark
 
 
@@ -62,6 +63,70 @@ def test_a_fraction_of_the_floor_is_of_the_function_that_it_is_named_after(funct
     benchmark.setup(*cell)
     assert benchmark.track_fraction(*cell) > 0
     assert set(called) == {(function, "mean", "float32", "float32")}
+
+
+class Device:
+    """A device on which a copy of a byte takes a second, and nbbce as long as `call_seconds` says."""
+
+    waited, call_seconds = 0, 4.0
+
+    def wait(self):
+        self.waited += 1
+
+    def copy(self, nbytes):
+        self.copied = nbytes
+
+    def medians(self, works, turns):
+        for work in works:
+            work()
+        return [float(self.copied), self.call_seconds]
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A device whose arrays are those of NumPy."""
+    device = Device()
+    for module in (calls, floor):
+        monkeypatch.setattr(module, "first_device", lambda largest=0: device)
+    library = _bench_cuda.Library("numpy", lambda array: array, np.empty_like)
+    monkeypatch.setattr(_bench_cuda, "library", lambda: library)
+    return device
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("function", common.FUNCTIONS)
+def test_a_call_on_a_device_is_timed_until_it_is_done(function, reduction, called, device):
+    benchmark, cell = calls.CudaCalls(), ("cuda", function, reduction, "float16", "soft", "small", "all")
+    benchmark.setup(*cell)
+    called.clear()
+    waited = device.waited
+    benchmark.time_call(*cell)
+    assert called == [(function, reduction, "float16", "float16")]
+    assert device.waited == waited + 1
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("function", common.FUNCTIONS)
+def test_a_floor_on_a_device_is_a_copy_of_the_bytes_of_inputs_and_results(function, reduction, called, device):
+    benchmark, cell = floor.CudaFloor(), ("cuda", function, reduction, "float64", "0/1")
+    benchmark.setup(*cell)
+    results = 2 if "hess" in function else 1 if "grad" in function else 0
+    results += reduction == "none" and not function.endswith(("entropy_grad", "logits_grad", "hess"))
+    assert benchmark.track_fraction(*cell) == (2 + results) * 8 * 1000 / 4.0
+    assert called == [(function, reduction, "float64", "float64")]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "cell"),
+    [
+        (calls.CudaCalls, ("cuda", "binary_cross_entropy", "mean", "float32", "0/1", "small", "all")),
+        (floor.CudaFloor, ("cuda", "binary_cross_entropy", "mean", "float32", "0/1")),
+    ],
+)
+def test_without_a_device_its_benchmarks_are_skipped(benchmark, cell, monkeypatch):
+    monkeypatch.setattr(_devices, "found", lambda: _devices.Found(None, None, (), "none found: no driver"))
+    with pytest.raises(NotImplementedError, match="none found: no driver"):
+        benchmark().setup(*cell)
 
 
 @pytest.mark.parametrize("function", common.FUNCTIONS)

@@ -2,7 +2,20 @@
 
 from typing import Any
 
-from .common import DTYPES, FUNCTIONS, HALF_DTYPES, LABELS, REDUCTIONS, SIZES, TARGETS, THREADS, call_of
+from .common import (
+    DTYPES,
+    FUNCTIONS,
+    HALF_DTYPES,
+    LABELS,
+    REDUCTIONS,
+    SIZES,
+    TARGETS,
+    THREADS,
+    call_of,
+    device_arrays,
+    first_device,
+    function_of,
+)
 
 
 class Calls:
@@ -29,3 +42,30 @@ class HalfCalls(Calls):
     """Predictions of 16 bits, where they are many."""
 
     params = (TARGETS, FUNCTIONS, ["mean", "none"], HALF_DTYPES, ["0/1", "soft"], ["memory"], ["all"])
+
+
+class CudaCalls(Calls):
+    """Arrays on the first device; a time is until it is done."""
+
+    params = (
+        ["cuda"],
+        FUNCTIONS,
+        ["mean", "none"],
+        DTYPES + HALF_DTYPES,
+        ["0/1", "soft"],
+        ["small", "memory"],
+        ["all"],
+    )
+
+    def setup(
+        self, target: str, function: str, reduction: str, dtype: str, labels: str, size: str, threads: str
+    ) -> None:
+        public, device = function_of(function), first_device()
+        x, y, *_ = device_arrays(function, dtype, labels, SIZES[size])
+
+        def call() -> None:
+            public(x, y, reduction=reduction)
+            device.wait()
+
+        call()
+        self.call = call

@@ -76,6 +76,30 @@ def call_of(function: str, reduction: str, dtype: str, labels: str, size: str, t
     return call
 
 
+def first_device(largest: int = 0) -> Any:
+    """The first device, with memory to copy up to `largest` bytes; asv skips what needs one where there is none."""
+    try:
+        from nbbce import _bench_cuda
+    except ImportError:
+        raise NotImplementedError("this nbbce has no target cuda") from None
+    try:
+        return _bench_cuda.first_device(largest)[1]
+    except Exception as error:
+        raise NotImplementedError(str(error)) from None
+
+
+def device_arrays(function: str, dtype: str, labels: str, size: int) -> list[Any]:
+    """The same as `arrays`, on the first device, and two arrays for results; asv skips a dtype that is not there."""
+    from nbbce import _bench_cuda
+
+    library = _bench_cuda.library()
+    try:
+        found = [library.upload(array) for array in arrays(function, dtype, labels, size)]
+    except Exception as error:
+        raise NotImplementedError(f"{library.name}: {error}") from None
+    return [*found, library.empty_like(found[0]), library.empty_like(found[0])]
+
+
 def oracle() -> Any:
     """The exact answers that the tests are held to (tests/reference.py), where what it needs is installed."""
     folder = str(Path(__file__).parents[2] / "tests")

@@ -13,10 +13,22 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .common import DTYPES, FUNCTIONS, SIZES, TARGETS, arrays, function_of, set_threads
+from .common import (
+    DTYPES,
+    FUNCTIONS,
+    HALF_DTYPES,
+    SIZES,
+    TARGETS,
+    arrays,
+    device_arrays,
+    first_device,
+    function_of,
+    set_threads,
+)
 
 PART = 200_000
 SECONDS, LEAST_ROUNDS = 1.5, 2
+TURNS = 50  # on a device
 
 Work = Callable[[slice], Any]
 
@@ -105,3 +117,28 @@ class Floor:
     def track_fraction(self, *_: Any) -> float:
         floor, call = least_seconds(self.works, SIZES["memory"])
         return floor / call
+
+
+class CudaFloor:
+    """Arrays on the first device, results in arrays that the caller made, against a copy of the same bytes there."""
+
+    params = (["cuda"], FUNCTIONS, ["mean", "none"], DTYPES + HALF_DTYPES, ["0/1", "soft"])
+    param_names = ("target", "function", "reduction", "dtype", "labels")
+    unit = "of floor"
+
+    def setup(self, target: str, function: str, reduction: str, dtype: str, labels: str) -> None:
+        public, size = function_of(function), SIZES["memory"]
+        large = results_of(function, reduction)
+        nbytes = (2 + sum(large)) * size * {"float64": 8, "float32": 4}.get(dtype, 2)
+        self.device = first_device(nbytes)
+        x, y, *outs = device_arrays(function, dtype, labels, size)
+        out = tuple(array if is_large else None for array, is_large in zip(outs, large, strict=False))
+
+        def run_call() -> None:
+            public(x, y, reduction=reduction, out=out if len(out) > 1 else out[0])
+
+        self.works = (lambda: self.device.copy(nbytes)), run_call
+
+    def track_fraction(self, *_: Any) -> float:
+        copy, call = self.device.medians(self.works, TURNS)
+        return float(copy / call)
