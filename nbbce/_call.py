@@ -265,6 +265,10 @@ def _stream(function: str, value: Any) -> int:
 
 def _take_place(call: Call, stream: Any) -> None:
     """Check that all arrays are in one place, and put the place into the call."""
+    x, y = cast(Any, call.input), cast(Any, call.target)
+    if call.is_plain and stream is None and not _is_on_host(x) and not _is_on_host(y) and x.device == y.device:
+        call.on_device = True
+        return
     function, operands = call.function, ("weight", "pos_weight", "where", "grad_output")
     arrays = {"input": call.input, call.target_name: call.target, **{name: getattr(call, name) for name in operands}}
     places = {

@@ -35,9 +35,10 @@ from nbbce._compile import cache_folder
 SOURCES = ("_blocks_cuda.py", "_compile_cuda.py", "_generated_cuda.py", "_primitives_cuda.py")
 NAME = "nbbce_kernel"
 
-# Least thread blocks of a multiprocessor, which bound the registers of a thread: 72 with seven, 96 with five, 128 with
-# four.  With one block more each, some kernels spilled.
-BLOCKS_OF_EACH, BLOCKS_OF_SUM, BLOCKS_OF_FLOAT64 = 7, 5, 4
+# Thread blocks that a multiprocessor is to run at once, which bounds the registers of a thread: 72 with seven, 96 with
+# five, 128 with four.  A kernel that does not fit is linked once more with as many as it needs: none keeps a register in
+# memory.
+BLOCKS_OF_EACH, BLOCKS_OF_SUM, BLOCKS_OF_FLOAT64, FEWEST_BLOCKS = 7, 5, 4, 2
 
 
 def signature(spec: Spec) -> tuple[Any, ...]:
@@ -49,7 +50,8 @@ def signature(spec: Spec) -> tuple[Any, ...]:
 def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
     """The PTX of a kernel for a compute capability.  Needs no device and no driver."""
     blocks = BLOCKS_OF_SUM if spec.task == "sum" else BLOCKS_OF_EACH
-    blocks = BLOCKS_OF_FLOAT64 if spec.computed == "float64" or spec.family == "focal_" else blocks
+    blocks = BLOCKS_OF_FLOAT64 if spec.computed == "float64" else blocks
+    blocks = FEWEST_BLOCKS if spec.family == "focal_" else blocks  # two links of 5 s each would be one too many
     # numba-cuda asks the current device for its capability when a kernel calls a function, even if it is told one.
     pretended = python_types.SimpleNamespace(compute_capability=capability, supports_bfloat16=True, id=0)
     with mock.patch.object(dispatcher, "get_current_device", lambda: pretended):
@@ -66,8 +68,13 @@ def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
 
 def code_of(ptx: str, capability: tuple[int, int]) -> bytes:
     """Machine code of that PTX for one architecture."""
-    arch = f"sm_{capability[0]}{capability[1]}"
-    return bytes(Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=arch)).link("cubin").code)
+    options = LinkerOptions(arch=f"sm_{capability[0]}{capability[1]}", ptxas_options=["-v"])
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    code = bytes(linker.link("cubin").code)
+    fewest = re.sub(r"\.minnctapersm \d+", f".minnctapersm {FEWEST_BLOCKS}", ptx)
+    if fewest != ptx and not re.search(r"\b0 bytes stack frame", linker.get_info_log()):
+        return code_of(fewest, capability)
+    return code
 
 
 @cache
@@ -107,19 +114,24 @@ def machine_code(spec: Spec, capability: tuple[int, int]) -> bytes:
     return code
 
 
-@contextlib.contextmanager
-def on_device(index: int) -> Iterator[None]:
+_here = contextlib.nullcontext()
+
+
+def on_device(index: int) -> contextlib.AbstractContextManager[None]:
     """Work on a device, and leave the caller's the current one."""
     error, current = driver.cuCtxGetDevice()
-    if error == driver.CUresult.CUDA_SUCCESS and int(current) == index:
-        yield
-        return
+    has_current = error == driver.CUresult.CUDA_SUCCESS
+    return _here if has_current and int(current) == index else _on_another(index, has_current)
+
+
+@contextlib.contextmanager
+def _on_another(index: int, has_current: bool) -> Iterator[None]:
     _, before = driver.cuCtxGetCurrent()
     Device(index).set_current()
     try:
         yield
     finally:
-        if error == driver.CUresult.CUDA_SUCCESS:
+        if has_current:
             driver.cuCtxSetCurrent(before)
 
 
@@ -141,15 +153,15 @@ def converts_pairs(device: int) -> bool:
 
 
 @cache
-def _loaded(spec: Spec, device: int) -> Any:
+def loaded(spec: Spec, device: int) -> Any:
     """The kernel on a device."""
     return ObjectCode.from_cubin(machine_code(spec, _capability(device))).get_kernel(NAME)
 
 
 @cache
 def _stream(device: int, handle: int) -> Stream:
-    """The stream of a handle; making one takes 9 us."""
-    return Stream.from_handle(handle)
+    """The stream of a handle, where 0 stands for the default one as 1 does; making one takes 9 us."""
+    return Stream.from_handle(handle or 1)
 
 
 @cache
@@ -157,9 +169,9 @@ def _config(grid: int, threads: int) -> LaunchConfig:
     return LaunchConfig(grid=grid, block=threads)
 
 
-def run(spec: Spec, device: int, stream: int, grid: int, threads: int, arguments: tuple[Any, ...]) -> None:
+def run(kernel: Any, device: int, stream: int, grid: int, threads: int, arguments: tuple[Any, ...]) -> None:
     """Launch a kernel on a stream of a device, which must be the current one."""
-    launch(_stream(device, stream), _config(grid, threads), _loaded(spec, device), *arguments)
+    launch(_stream(device, stream), _config(grid, threads), kernel, *arguments)
 
 
 def is_capturing(stream: int) -> bool:

@@ -22,12 +22,16 @@ compiler: Any = import_module("nbbce._simulate_cuda" if config.ENABLE_CUDASIM el
 
 # Thread blocks of a multiprocessor: for sums as many as their registers let run at once, for elements some more, so
 # that none waits for the slowest.
-SUM_GRID, EACH_GRID = 4, 32
+SUM_GRID, EACH_GRID = 5, 32
 NOWHERE = 2**63 - 1  # the index that a check starts from
 
 # Counters of thread blocks that are done, one for each stream; each kernel leaves it at 0.
 _counters: dict[tuple[str, int, int], tuple[Any, int]] = {}
 _lock = threading.Lock()
+
+# Kernels by what decides them, for dense operands: finding out anew takes 5 us.
+MOST_KERNELS = 1000
+_kernels: dict[tuple[Any, ...], tuple[Any, int]] = {}
 
 
 def _shares(call: Call) -> bool:
@@ -121,19 +125,36 @@ class _Launch:
     ) -> None:
         """One launch over arrays of one shape; `options` are fields of the spec."""
         call = self.call
-        if task == "each":
-            arrays = _in_order_of_memory(arrays)
-        memories, strides, dimensions = _memories(arrays)
-        spec = Spec(
-            task=task,
-            family=call.family if task != "count" else "",
-            computed=self.computed,
-            **{"input": None, "target": None, **memories},  # type: ignore[arg-type]
-            result="" if result is None or task == "check" else _kind(result),
-            dimensions=dimensions,
-            pairs=compiler.converts_pairs(self.device),
-            **options,
-        )
+        strides: tuple[int, ...] = (0,)
+        key: tuple[Any, ...] = ()
+        for name, array in arrays.items():
+            if not array.is_c_contiguous:
+                break
+            key = (*key, name, array.dtype, array.address & 15)
+        else:
+            dtype = None if result is None else result.dtype
+            key = (task, self.device, call.family, dtype, *options.values(), *key)
+        known = _kernels.get(key)
+        if known is None:
+            if task == "each":
+                arrays = _in_order_of_memory(arrays)
+            memories, strides, dimensions = _memories(arrays)
+            spec = Spec(
+                task=task,
+                family=call.family if task != "count" else "",
+                computed=self.computed,
+                **{"input": None, "target": None, **memories},  # type: ignore[arg-type]
+                result="" if result is None or task == "check" else _kind(result),
+                dimensions=dimensions,
+                pairs=compiler.converts_pairs(self.device),
+                **options,
+            )
+            known = compiler.loaded(spec, self.device), spec.width
+            if key and key[0] == task:
+                if len(_kernels) >= MOST_KERNELS:
+                    _kernels.clear()
+                _kernels[key] = known
+        kernel, width = known
         size = next(iter(arrays.values())).size
         processors = compiler.multiprocessors(self.device)
         sums_at = counter_at = 0
@@ -147,20 +168,23 @@ class _Launch:
                 sums_at, counter_at = sums.address, self._counter()
         else:
             threads = THREADS
-            grid = min(-(-size // (spec.width * threads)) or 1, EACH_GRID * processors)
+            grid = min(-(-size // (width * threads)) or 1, EACH_GRID * processors)
         numbers = (call.weight_number, gradient_scale(call), divisor, *self.numbers)
         assert len(numbers) == NUMBERS
         addresses = [arrays[name].address if name in arrays else 0 for name in OPERANDS]
         arguments = (*addresses, 0 if result is None else result.address, sums_at, counter_at, self.kept_at, size)
-        compiler.run(spec, self.device, self.stream, grid, threads, (*arguments, *numbers, *strides))
+        compiler.run(kernel, self.device, self.stream, grid, threads, (*arguments, *numbers, *strides))
 
 
 def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
     launch = _Launch(call)
     with compiler.on_device(launch.device):
-        with launch.library.on_stream(launch.stream, launch.device):
+        if call.stream is None:
             results = _run(call, launch)
+        else:
+            with launch.library.on_stream(launch.stream, launch.device):
+                results = _run(call, launch)
         if isinstance(launch.library, Exchanged):
             arrays = (call.input, call.target, call.weight, call.pos_weight, call.grad_output, call.where)
             compiler.keep_until_done(launch.device, launch.stream, arrays)

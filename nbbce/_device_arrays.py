@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from numba import cuda
 from numba.core import config
 
-from nbbce._arrays import bfloat16
+from nbbce._arrays import bfloat16, device_types
 
 
 @dataclass(eq=False)
@@ -36,30 +36,28 @@ class DeviceArray:
     """The array of the library: it keeps the memory."""
     readonly: bool = False
 
+    size: int = field(init=False)
+    """Number of elements."""
+    is_c_contiguous: bool = field(init=False)
+    """Whether its elements lie side by side, in order."""
+
+    def __post_init__(self) -> None:
+        expected, contiguous = self.dtype.itemsize, True
+        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            contiguous = contiguous and (extent == 1 or stride == expected)
+            expected *= extent
+        self.size = math.prod(self.shape)
+        self.is_c_contiguous = contiguous
+
     @property
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
 
     @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
     def itemsize(self) -> int:
         """Bytes of an element."""
         return self.dtype.itemsize
-
-    @property
-    def is_c_contiguous(self) -> bool:
-        """Whether its elements lie side by side, in order."""
-        expected = self.itemsize
-        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if extent != 1 and stride != expected:
-                return False
-            expected *= extent
-        return True
 
     def __getitem__(self, index: tuple[int, ...]) -> Any:
         """An element, brought to the host: for messages."""
@@ -318,16 +316,29 @@ def is_available() -> bool:
 _libraries: dict[str, Library] = {}
 
 
+_library_of_type: dict[type, Library] = {}
+
+
 def library_of(array: Any) -> Library:
     """The library that an array on a device belongs to."""
+    kind = type(array)
+    known = _library_of_type.get(kind)
+    if known is not None:
+        return known
     if array_api_compat.is_torch_array(array):
-        return _libraries.get("torch") or _libraries.setdefault("torch", Torch())
-    if array_api_compat.is_cupy_array(array):
-        return _libraries.get("cupy") or _libraries.setdefault("cupy", Cupy())
-    if getattr(type(array), "__cuda_ndarray__", False):
-        return _libraries.get("numba") or _libraries.setdefault("numba", Numba())
-    name = type(array).__module__.split(".")[0]
-    return _libraries.get(name) or _libraries.setdefault(name, Exchanged(name))
+        found = _libraries.get("torch") or _libraries.setdefault("torch", Torch())
+        device_types[kind] = lambda tensor: bool(tensor.is_cuda)
+    elif array_api_compat.is_cupy_array(array):
+        found = _libraries.get("cupy") or _libraries.setdefault("cupy", Cupy())
+        device_types[kind] = lambda array: True
+    elif getattr(kind, "__cuda_ndarray__", False):
+        found = _libraries.get("numba") or _libraries.setdefault("numba", Numba())
+        device_types[kind] = lambda array: True
+    else:
+        name = kind.__module__.split(".")[0]
+        found = _libraries.get(name) or _libraries.setdefault(name, Exchanged(name))
+    _library_of_type[kind] = found
+    return found
 
 
 def view(array: Any) -> DeviceArray:

@@ -12,10 +12,15 @@ from nbbce._blocks_cuda import ADDRESSES, NUMBERS, SIZES, WARP, Spec, kernel
 on_device = contextlib.nullcontext
 
 
-def run(spec: Spec, device: int, stream: int, grid: int, threads: int, arguments: tuple[Any, ...]) -> None:
+def loaded(spec: Spec, device: int) -> Any:
+    """The kernel as the simulator takes it."""
+    return cuda.jit(kernel(spec))
+
+
+def run(kernel: Any, device: int, stream: int, grid: int, threads: int, arguments: tuple[Any, ...]) -> None:
     """Run a kernel.  A thread block has one warp, since the simulator's barriers are all that stands for warps."""
     fixed = ADDRESSES + SIZES + NUMBERS
-    cuda.jit(kernel(spec))[min(grid, 3), WARP](*arguments[:fixed], tuple(arguments[fixed:]))
+    kernel[min(grid, 3), WARP](*arguments[:fixed], tuple(arguments[fixed:]))
 
 
 def multiprocessors(device: int) -> int:
