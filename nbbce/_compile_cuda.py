@@ -36,8 +36,8 @@ SOURCES = ("_blocks_cuda.py", "_compile_cuda.py", "_generated_cuda.py", "_primit
 NAME = "nbbce_kernel"
 
 # Thread blocks that a multiprocessor is to run at once, which bounds the registers of a thread: 72 with seven, 96 with
-# five, 128 with four.  A kernel that does not fit is linked once more with as many as it needs: none keeps a register in
-# memory.
+# five, 128 with four.  A kernel that does not fit is linked once more with as many as it needs, so that none keeps a
+# register in memory.
 BLOCKS_OF_EACH, BLOCKS_OF_SUM, BLOCKS_OF_FLOAT64, FEWEST_BLOCKS = 7, 5, 4, 2
 
 

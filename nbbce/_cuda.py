@@ -28,6 +28,7 @@ NOWHERE = 2**63 - 1  # the index that a check starts from
 # Counters of thread blocks that are done, one for each stream; each kernel leaves it at 0.
 _counters: dict[tuple[str, int, int], tuple[Any, int]] = {}
 _lock = threading.Lock()
+_recorded: list[Any] = []
 
 # Kernels by what decides them, for dense operands: finding out anew takes 5 us.
 MOST_KERNELS = 1000
@@ -102,18 +103,23 @@ class _Launch:
         array = self.library.full(shape, value, np.dtype(dtype), self.x, self.stream)
         return array, view_of_result(array, self.x)
 
-    def _counter(self) -> int:
-        """Address of a counter that is 0: the stream's own, or a fresh one where a graph is recorded."""
+    def _scratch(self, blocks: int) -> tuple[int, int]:
+        """Addresses of room for the sums of blocks, and of a counter that is 0.
+
+        The counter is the stream's own, or a fresh one where a graph is recorded, which may be played on other streams.
+        What a graph uses is kept for good: nobody tells us when it is played last.
+        """
+        self.sums, sums = self.empty((blocks,), np.float64)
         if compiler.is_capturing(self.stream):
             array, memory = self.full((1,), 0, np.int32)
-            self.scratch = array
-            return memory.address
+            _recorded.extend((self.sums, array))
+            return sums.address, memory.address
         key = (self.library.name, self.device, self.stream)
         with _lock:
             if key not in _counters:
                 array, memory = self.full((1,), 0, np.int32)
                 _counters[key] = (array, memory.address)
-            return _counters[key][1]
+            return sums.address, _counters[key][1]
 
     def launch(
         self,
@@ -164,8 +170,7 @@ class _Launch:
             threads = WARP * max(1, min(THREADS // WARP, blocks // processors))
             grid = min(-(-blocks * WARP // threads), SUM_GRID * processors)
             if blocks > 1:
-                self.sums, sums = self.empty((blocks,), np.float64)
-                sums_at, counter_at = sums.address, self._counter()
+                sums_at, counter_at = self._scratch(blocks)
         else:
             threads = THREADS
             grid = min(-(-size // (width * threads)) or 1, EACH_GRID * processors)
