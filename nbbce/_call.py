@@ -121,7 +121,7 @@ def _real(function: str, name: str, value: Any, computed: Any = np.float64) -> A
 
 def _number(value: object) -> float | None:
     """`value` as a float if it is a real number (or a 0-d array of one), else None."""
-    if isinstance(value, (int, float, np.integer, np.floating, np.bool_)):
+    if isinstance(value, (int, float, np.integer, np.floating, np.bool_, numbers.Real)):
         return float(value)
     if isinstance(value, np.generic) and is_real(value.dtype):
         return float(value)
@@ -333,8 +333,12 @@ def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
         for item in axis if isinstance(axis, tuple) else (axis,):
             if isinstance(item, (bool, np.bool_)) or not hasattr(item, "__index__"):
                 raise TypeError(f"{function}: 'axis' must be None, an integer or a tuple of integers; got {axis!r}")
-        # An AxisError or a ValueError, in NumPy's words.
-        axes = normalize_axis_tuple(axis, len(shape))
+        try:
+            axes = normalize_axis_tuple(axis, len(shape), allow_duplicate=True)
+        except np.exceptions.AxisError as error:
+            raise np.exceptions.AxisError(f"{function}: 'axis' must be an axis of 'input'; got {error}") from None
+        if len(set(axes)) < len(axes):
+            raise ValueError(f"{function}: 'axis' must name each axis once; got {axis!r}")
     else:
         axes = tuple(range(len(shape)))
     kept_shape = tuple(1 if d in axes else n for d, n in enumerate(shape))

@@ -1,5 +1,7 @@
 """The same numbers give the same bits, whatever dtype holds labels and weights, and wherever in memory they lie."""
 
+from fractions import Fraction
+
 import ml_dtypes  # noqa: F401  (gives NumPy the dtype "bfloat16")
 import numpy as np
 import pandas as pd
@@ -485,3 +487,11 @@ def test_results_own_their_memory(x):
         assert results.flags.owndata
         assert results.flags.writeable
         assert not np.shares_memory(results, array)
+
+
+@pytest.mark.parametrize(
+    ("weight", "loss"), [(Fraction(1, 2), 0.34657359027997264), (True, 0.6931471805599453)], ids=repr
+)
+def test_weight_may_be_any_real_number_of_python(weight, loss):
+    # w log 2, rounded: 0.693147180559945309417... and half of it
+    assert binary_cross_entropy(np.array([0.5]), np.array([1]), weight, "sum") == loss
