@@ -23,6 +23,12 @@ class Device(NamedTuple):
     memory: int
     """In bytes."""
 
+    @property
+    def arch(self) -> str:
+        """Its architecture, as compilers name it."""
+        major, minor = self.capability
+        return f"sm_{major}{minor}"
+
     def __str__(self) -> str:
         major, minor = self.capability
         return f"{self.name}, compute capability {major}.{minor}, {self.memory / 2**30:.1f} GiB"

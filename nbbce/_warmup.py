@@ -30,6 +30,7 @@ ARGUMENTS: dict[str, Callable[[str], tuple[Any, ...]]] = {
     "where": lambda dtype: (np.ones(SHAPE, bool),),
     "axis": lambda dtype: (0, 1),
     "out": lambda dtype: (True,),
+    "validate": lambda dtype: (True,),
 }
 
 

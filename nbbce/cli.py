@@ -615,11 +615,24 @@ def _add_warmup(commands: Any) -> None:
         help="compile kernels now, and keep them on disk",
         description="""Compiles and keeps the kernels of the calls named, so that later processes compile nothing: for
             every function, dtype, target and reduction together, with each choice of the arguments of --with.""",
-        epilog="NBBCE_CACHE names the folder that kernels are kept in; `nbbce info` shows it.",
+        epilog="""NBBCE_CACHE names the folder that kernels are kept in; `nbbce info` shows it.  Kernels of devices are
+            those of arrays that lie dense in memory; strided ones compile their own when they come.""",
         allow_abbrev=False,
     )
     names = sorted(nbbce.__all__)
-    extras = ("weight", "pos_weight", "label_smoothing", "where", "axis", "out")
+    extras = ("weight", "pos_weight", "label_smoothing", "where", "axis", "out", "validate")
+    parser.add_argument(
+        "--target",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: kernels of devices, which needs no device; default: cpu",
+    )
+    parser.add_argument(
+        "--arch",
+        nargs="+",
+        metavar="ARCH",
+        help="with --target cuda: architectures, such as sm_90; default: those of the devices here",
+    )
     parser.add_argument(
         "--function",
         nargs="+",
@@ -636,7 +649,7 @@ def _add_warmup(commands: Any) -> None:
         help=f"of the predictions: {', '.join(FLOATS)}; default: float32 float64",
     )
     parser.add_argument(
-        "--target",
+        "--labels",
         nargs="+",
         metavar="DTYPE",
         default=["same", "bool", "int64"],
@@ -664,7 +677,7 @@ def warmup(arguments: argparse.Namespace) -> str:
     Parameters
     ----------
     arguments : argparse.Namespace
-        `function`, `dtype`, `target`, `reduction`, `arguments` and `json`, as the parser makes them.
+        `target`, `arch`, `function`, `dtype`, `labels`, `reduction`, `arguments` and `json`, as the parser makes them.
 
     Returns
     -------
@@ -674,43 +687,79 @@ def warmup(arguments: argparse.Namespace) -> str:
     Raises
     ------
     Problem
-        If there is no cache to keep kernels in, or a dtype is none.
+        If there is no cache to keep kernels in, a dtype is none, or no architecture can be compiled for.
     """
     _check_numba()
-    from tqdm import tqdm
-
     from nbbce import _warmup
     from nbbce._compile import FOLDER
 
     if FOLDER is None:
         raise Problem("there is no cache folder to keep kernels in; see NBBCE_CACHE")
-    for option, name in [("--dtype", n) for n in arguments.dtype] + [("--target", n) for n in arguments.target]:
+    for option, name in [("--dtype", n) for n in arguments.dtype] + [("--labels", n) for n in arguments.labels]:
         if name != "same":
             _check_dtype(option, name)
-    there, start = _warmup.kernels(), time.perf_counter()
     todo = _warmup.calls(
         arguments.function or list(_warmup.COMMON),
         arguments.dtype,
-        arguments.target,
+        arguments.labels,
         arguments.reduction,
         arguments.arguments,
     )
-    with tqdm(todo, leave=False, disable=not _is_terminal()) as bar:
-        for name, dtype, target, options in bar:
-            bar.set_description(f"{name}, {dtype}")
-            _warmup.make(name, dtype, target, options)
-    _warmup.compile_parallel()
-    compiled = len(_warmup.kernels() - there)
-    facts = {"calls": len(todo), "compiled": compiled, "there_before": len(there), "cache": str(FOLDER)}
+    start = time.perf_counter()
+    if arguments.target == "cuda":
+        facts = _warm_devices(arguments, todo)
+    elif arguments.arch is not None:
+        raise Problem("--arch must go with --target cuda; got --target cpu")
+    else:
+        there = _warmup.kernels()
+        _make_calls(todo)
+        _warmup.compile_parallel()
+        compiled = len(_warmup.kernels() - there)
+        facts = {"calls": len(todo), "compiled": compiled, "there_before": len(there), "cache": str(FOLDER)}
+    seconds = time.perf_counter() - start
     if arguments.json:
-        return json.dumps(facts | {"seconds": time.perf_counter() - start})
+        return json.dumps(facts | {"seconds": seconds})
     return _table(
-        {
-            "calls": str(len(todo)),
-            "compiled": f"{compiled} kernels in {_duration(time.perf_counter() - start)}",
-            "kept in": str(FOLDER),
-        }
+        {"calls": str(len(todo))}
+        | ({"for": ", ".join(facts["arch"])} if "arch" in facts else {})
+        | {"compiled": f"{facts['compiled']} kernels in {_duration(seconds)}", "kept in": facts["cache"]}
     )
+
+
+def _make_calls(todo: list[Any], what: str = "", **options: Any) -> None:
+    """Make calls of nbbce, each with `options` too if it does not have them."""
+    from tqdm import tqdm
+
+    from nbbce import _warmup
+
+    with tqdm(todo, leave=False, disable=not _is_terminal()) as bar:
+        for name, dtype, labels, own in bar:
+            bar.set_description(f"{what}{name}, {dtype}")
+            _warmup.make(name, dtype, labels, options | own)
+
+
+def _warm_devices(arguments: argparse.Namespace, todo: list[Any]) -> dict[str, Any]:
+    """Compile the kernels of calls for devices."""
+    from nbbce import _devices
+
+    if "axis" in arguments.arguments:
+        raise Problem("--with axis must go with --target cpu; got --target cuda")
+    found = _devices.found()
+    if not found.looked:
+        raise Problem(f"--target cuda needs numba-cuda; {found.missing}")
+    archs = list(dict.fromkeys(arguments.arch or (device.arch for device in found.devices)))
+    if not archs:
+        raise Problem(f"--arch must name an architecture where there is no device; devices {found.missing}")
+    from nbbce import _warmup_cuda
+
+    capabilities = {arch: _warmup_cuda.capability_of(arch) for arch in archs}
+    there = _warmup_cuda.kernels()
+    for arch, capability in capabilities.items():
+        with _warmup_cuda.compiling(capability):
+            _make_calls(todo, f"{arch}: ", validate=False)
+    compiled = len(_warmup_cuda.kernels() - there)
+    facts = {"calls": len(todo), "compiled": compiled, "there_before": len(there), "arch": archs}
+    return facts | {"cache": str(_warmup_cuda.folder())}
 
 
 def _check_dtype(option: str, name: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tqdm import tqdm
 
 import nbbce
-from nbbce import _bench, _bench_plots, cli
+from nbbce import _bench, _bench_plots, _devices, cli
 
 ROOT = Path(__file__).parents[1]
 SIZE = 2048  # on one thread, so that no other process keeps it waiting
@@ -417,7 +417,7 @@ def files():
 
 
 def test_process_after_warmup_compiles_nothing_of_what_was_named():
-    options = ["--function", "binary_cross_entropy", "--dtype", "float32", "--reduction", "mean", "--target", "bool"]
+    options = ["--function", "binary_cross_entropy", "--dtype", "float32", "--reduction", "mean", "--labels", "bool"]
     # One thread and few elements here, two threads and many below.
     first = warm(*options, NUMBA_NUM_THREADS="1")
     assert first["compiled"] == sum(name.endswith(".nbc") for name in files()) > 0
@@ -430,7 +430,7 @@ def test_process_after_warmup_compiles_nothing_of_what_was_named():
 def test_warmup_compiles_for_each_choice_of_arguments():
     warm(
         *("--function", "binary_cross_entropy_with_logits_value_and_grad", "--dtype", "float32"),
-        *("--target", "same", "--reduction", "sum", "--with", "weight", "axis", "out"),
+        *("--labels", "same", "--reduction", "sum", "--with", "weight", "axis", "out"),
         NUMBA_NUM_THREADS="2",
     )
     kept = files()
@@ -442,7 +442,7 @@ def test_warmup_compiles_for_each_choice_of_arguments():
 
 
 def test_warmup_says_what_it_did(nbbce_command):
-    options = ["--function", "binary_cross_entropy", "--dtype", "float32", "--target", "same", "--reduction", "mean"]
+    options = ["--function", "binary_cross_entropy", "--dtype", "float32", "--labels", "same", "--reduction", "mean"]
     code, out, err = nbbce_command("warmup", *options)
     assert (code, err) == (0, "")
     assert re.fullmatch(r"calls +1\ncompiled +\d+ kernels in [0-9.]+ [mu]?s\nkept in +[^\n]+\n", out)
@@ -477,10 +477,129 @@ def test_warmup_without_a_cache_is_one_line():
     assert (found.returncode, found.stdout, found.stderr) == (2, "", message)
 
 
+# `nbbce warmup --target cuda`.
+
+
+def cubins():
+    return {path.name for path in Path("kernels").rglob("*.cubin")}
+
+
+def test_kernels_of_devices_are_compiled_and_kept_without_a_device():
+    pytest.importorskip("numba_cuda")
+    options = ["--function", "binary_cross_entropy", "--dtype", "float16", "--labels", "bool", "--reduction", "none"]
+    found = fresh("-m", "nbbce", "warmup", "--target", "cuda", *options, "--arch", "sm_90")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert re.fullmatch(r"calls +1\nfor +sm_90\ncompiled +1 kernels in [0-9.]+ [mu]?s\nkept in +[^\n]+\n", found.stdout)
+    kept = cubins()
+    assert len(kept) == 1
+    again = warm("--target", "cuda", *options, "--arch", "sm_90")
+    assert (again["compiled"], again["there_before"], again["arch"]) == (0, 1, ["sm_90"])
+    # What a call on arrays of a device asks for is there.
+    code = """
+from nbbce import _compile_cuda, _cuda
+from nbbce._blocks_cuda import Memory, Spec
+x, y, loss = (Memory(kind, "vector") for kind in ("float16", "uint8", "float16"))
+_compile_cuda.machine_code(Spec("each", "", "float32", x, y, loss=loss, gradient_scaled=False), (9, 0))
+"""
+    assert fresh("-c", code).returncode == 0
+    assert cubins() == kept
+
+
+@pytest.fixture
+def asked_for(monkeypatch):
+    """The kernels that are asked for while calls are made for devices, of which none is compiled."""
+    pytest.importorskip("numba_cuda")
+    from nbbce import _compile_cuda
+
+    seen = []
+
+    def machine_code(spec, capability):
+        seen.append((spec, capability))
+        return b""
+
+    monkeypatch.setattr(_compile_cuda, "machine_code", machine_code)
+    return seen
+
+
+@pytest.mark.parametrize("name", sorted(nbbce.__all__))
+def test_every_function_can_be_warmed_up_for_devices_with_all_that_it_takes(name, asked_for):
+    from nbbce import _warmup, _warmup_cuda
+
+    taken = [argument for argument in _warmup.ARGUMENTS if argument != "axis"]
+    with _warmup_cuda.compiling((9, 0)):
+        for function, dtype, labels, options in _warmup.calls([name], ["float32"], ["bool"], ["mean", "none"], taken):
+            _warmup.make(function, dtype, labels, {"validate": False} | options)
+    specs = [spec for spec, _ in asked_for]
+    assert {spec.task for spec in specs} >= {"each", "check", "count"}
+    assert len(set(specs)) == len(specs)
+    assert all(memory.access == "vector" for spec in specs for memory in spec.operands if memory is not None)
+    assert any(spec.weight for spec in specs)
+    assert any(spec.where for spec in specs)
+
+
+def test_each_architecture_has_its_own_kernels(nbbce_command, asked_for):
+    options = ["--function", "binary_cross_entropy", "--dtype", "float32", "--labels", "same", "--reduction", "mean"]
+    code, out, err = nbbce_command("warmup", "--target", "cuda", *options, "--arch", "sm_75", "sm_120", "sm_75")
+    assert (code, err) == (0, "")
+    assert "sm_75, sm_120" in out
+    assert [(capability, spec.pairs) for spec, capability in asked_for] == [((7, 5), False), ((12, 0), True)]
+
+
+def test_calls_after_a_warmup_for_devices_compute_again(asked_for):
+    from nbbce import _warmup_cuda
+
+    x = np.array([0.5])
+    with _warmup_cuda.compiling((9, 0)):
+        nbbce.binary_cross_entropy(x, x, validate=False)
+    assert len(asked_for) == 1
+    assert float(nbbce.binary_cross_entropy(x, x)) == pytest.approx(np.log(2))
+
+
+def test_default_architectures_are_those_of_the_devices(nbbce_command, asked_for, monkeypatch):
+    devices = [_devices.Device("Some device", capability, 1) for capability in ((8, 6), (9, 0), (8, 6))]
+    monkeypatch.setattr(_devices, "found", lambda: _devices.Found("0.30.4", "CUDA 13.1", tuple(devices), ""))
+    options = ["--function", "sigmoid_focal_loss", "--dtype", "float32", "--labels", "same", "--reduction", "none"]
+    assert nbbce_command("warmup", "--target", "cuda", *options)[0] == 0
+    assert [capability for _, capability in asked_for] == [(8, 6), (9, 0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--arch must name an architecture where there is no device; devices none found: no driver"),
+        (["--arch", "gfx90a"], "--arch must be architectures such as sm_90; got 'gfx90a'"),
+        (["--arch", "sm_90", "--with", "axis"], "--with axis must go with --target cpu; got --target cuda"),
+    ],
+)
+def test_what_cannot_be_compiled_for_is_one_line(nbbce_command, monkeypatch, arguments, message):
+    pytest.importorskip("numba_cuda")
+    monkeypatch.setattr(_devices, "found", lambda: _devices.Found("0.30.4", None, (), "none found: no driver"))
+    assert nbbce_command("warmup", "--target", "cuda", *arguments) == (2, "", f"nbbce warmup: {message}\n")
+
+
+@pytest.mark.parametrize("arch", ["sm_20", "sm_999"])
+def test_architecture_that_no_compiler_knows_is_one_line(nbbce_command, arch):
+    pytest.importorskip("numba_cuda")
+    code, out, err = nbbce_command("warmup", "--target", "cuda", "--arch", arch)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"nbbce warmup: {arch} cannot be compiled for: [^\n]+\n", err)
+
+
+def test_architecture_of_the_processor_is_one_line(nbbce_command):
+    message = "nbbce warmup: --arch must go with --target cuda; got --target cpu\n"
+    assert nbbce_command("warmup", "--arch", "sm_90") == (2, "", message)
+
+
+def test_warmup_for_devices_without_numba_cuda_is_one_line(nbbce_command, monkeypatch):
+    monkeypatch.setattr(_devices, "installed", lambda name: None)
+    message = f"--target cuda needs numba-cuda; not looked for: numba-cuda is not installed; {_devices.INSTALL}"
+    assert nbbce_command("warmup", "--target", "cuda", "--arch", "sm_90") == (2, "", f"nbbce warmup: {message}\n")
+
+
 @pytest.mark.parametrize("name", ["float33", "complex64", "U3"])
 def test_target_that_is_no_real_dtype_is_one_line(nbbce_command, name):
-    message = f"nbbce warmup: --target must be real dtypes that NumPy has; got {name!r}\n"
-    assert nbbce_command("warmup", "--target", "same", name) == (2, "", message)
+    message = f"nbbce warmup: --labels must be real dtypes that NumPy has; got {name!r}\n"
+    assert nbbce_command("warmup", "--labels", "same", name) == (2, "", message)
 
 
 def test_function_that_is_none_is_one_line(nbbce_command):
