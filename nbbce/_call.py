@@ -90,9 +90,13 @@ def _device_array(function: str, name: str, value: Any) -> Array:
     if not _device_arrays.is_available():
         raise RuntimeError(f"{function}: {name!r} is on a device, which needs a CUDA driver; Numba found no usable one")
     try:
-        return cast(Array, _device_arrays.view(value))
+        array = cast(Array, _device_arrays.view(value))
     except (TypeError, BufferError) as error:
         raise TypeError(f"{function}: {name!r} must be an array that can be read in place; got {error}") from None
+    kind = kind_of(array.dtype)
+    if is_real(array.dtype) and (kind is None or kind == "longdouble" or kind.endswith("_swapped")):
+        raise TypeError(f"{function}: {name!r} must have a dtype that a device reads; got {array.dtype}")
+    return array
 
 
 def _array(function: str, name: str, value: Any) -> Array:
@@ -441,7 +445,7 @@ def _take_grad_output(call: Call, grad_output: Any) -> None:
         kept = tuple(1 if d in call.axes else n for d, n in enumerate(shape))
         call.grad_output = call.grad_output.reshape(kept)
     if call.grad_output is not None and call.grad_output.shape != shape:
-        call.grad_output = np.broadcast_to(call.grad_output, shape)
+        call.grad_output = _broadcast(call.grad_output, shape)
 
 
 def _take_out(call: Call, out: Any) -> None:
@@ -469,8 +473,8 @@ def _take_out(call: Call, out: Any) -> None:
         raise TypeError(f"{function}: 'out' must be a tuple of two, ({', '.join(names)}); got {_describe(out)}")
     for k, (name, array) in enumerate(zip(names, out, strict=True)):
         if array is not None:
-            setattr(call, f"{name}_out", _out(function, f"out[{k}]", array, wanted[name][1], dtype, inputs))
-            inputs[f"out[{k}]"] = array
+            inputs[f"out[{k}]"] = own = _out(function, f"out[{k}]", array, wanted[name][1], dtype, inputs)
+            setattr(call, f"{name}_out", own)
 
 
 def gradient_scale(call: Call) -> float:
