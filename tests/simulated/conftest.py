@@ -1,0 +1,26 @@
+"""Fixtures of the tests that run under Numba's CUDA simulator: tests/test_cuda_simulator.py starts them."""
+
+import os
+
+import pytest
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+
+# Numba decides while it is imported whether it simulates, so these tests need a process of their own.
+collect_ignore_glob = [] if SIMULATED else ["*.py"]
+
+
+def pytest_configure(config):
+    # A kernel runs as plain Python on NumPy's scalars, which tell of what overflows on purpose.
+    for told in ("(overflow|invalid value|divide by zero) encountered in scalar", "overflow encountered in cast"):
+        config.addinivalue_line("filterwarnings", f"ignore:{told}:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def counters_end_at_0():
+    """Each launch leaves the counter of its stream as the next one expects it."""
+    yield
+    from nbbce import _cuda
+
+    for array, _ in _cuda._counters.values():
+        assert array.copy_to_host().tolist() == [0]
