@@ -69,7 +69,9 @@ def binary_cross_entropy(
     Parameters
     ----------
     input : array of float16, bfloat16, float32 or float64
-        Predicted probabilities, in [0, 1].  Any shape and strides; any object with ``__array__`` that is an array.
+        Predicted probabilities, in [0, 1].  Any shape and strides; any object with ``__array__`` that is an array, or
+        an array in the memory of a CUDA device (of CuPy, PyTorch, JAX, Numba, or of who exchanges arrays by DLPack),
+        which is read where it lies.  All arrays of a call must be in one place.
     target : array of a real dtype, of the shape of `input`
         Wanted probabilities, in [0, 1]: labels 0 and 1 of any integer dtype or bool, or soft ones.  Converted
         element by element to the dtype of `input` (to float32, if that has 16 bits); never copied whole.
@@ -83,7 +85,8 @@ def binary_cross_entropy(
     label_smoothing : float, default: 0.0
         Share ``a`` in [0, 1] of a label that is given away: ``y`` becomes ``y * (1 - a) + a / 2``.
     axis : int or tuple of int, optional
-        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``.
+        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``,
+        and on a device no fewer than all.
     keepdims : bool, default: False
         Whether the result keeps these axes, with one element.
     where : array of bool, optional
@@ -91,27 +94,31 @@ def binary_cross_entropy(
         anything.
     dtype : float dtype, optional
         Dtype of the result; by default that of `input`.  Sums are accumulated in float64 in any case.
-    out : numpy.ndarray, optional
-        Where the result goes: of the result's shape and dtype, not overlapping an input.
-    validate : bool, default: True
+    out : array, optional
+        Where the result goes: of the result's shape and dtype, not overlapping an input; a numpy.ndarray, or on a
+        device an array of the library of `input`.
+    validate : bool, default: True, on a device False
         Whether a value outside [0, 1], or NaN, is an error.  If not, it gives NaN.  The look costs no second pass,
-        unless `out` is given.
+        unless `out` is given; on a device it costs one, and the host waits for it.
     stream : stream or int, optional
         For arrays on a CUDA device: the stream, or its handle, that the work is put on; by default the one that is
         current in the arrays' library.
 
     Returns
     -------
-    NumPy scalar or numpy.ndarray
+    NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
-        leaves some axes or `keepdims` is set.  `out`, if it is given.
+        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; on a device an array of the
+        library of `input`, also for one number, without a gradient's history.
 
     Raises
     ------
     TypeError
-        If an argument is of a wrong kind or dtype.
+        If an argument is of a wrong kind or dtype, or arrays are in several places.
     ValueError
         If shapes do not fit, `reduction` is unknown, `out` cannot be written, or a value lies outside [0, 1].
+    ImportError, RuntimeError, NotImplementedError
+        On a device, if packages are missing, if there is no driver, or if `axis` names some axes alone.
 
     Warns
     -----
@@ -198,12 +205,12 @@ def binary_cross_entropy_grad(
         the loss.  By default 1.
     dtype : float dtype, optional
         Dtype of the gradient; by default that of `input`.
-    out : numpy.ndarray, optional
+    out : array, optional
         Where the gradient goes: of the shape of `input`, not overlapping an input.
 
     Returns
     -------
-    numpy.ndarray
+    array
         The gradient, of the shape of `input`.  Finite everywhere in [0, 1]: at most 1e12 for one element, and in
         float16 held at the largest finite number.  0 where `where` is False.
 
@@ -277,14 +284,14 @@ def binary_cross_entropy_value_and_grad(
         As of `binary_cross_entropy`.
     grad_output : real number or array, optional
         As of `binary_cross_entropy_grad`; the value is not multiplied by it.
-    out : tuple of two numpy.ndarray or None, optional
+    out : tuple of two arrays or None, optional
         Where value and gradient go; None stands for a new array.
 
     Returns
     -------
-    value : NumPy scalar or numpy.ndarray
+    value : NumPy scalar or array
         The bits of `binary_cross_entropy`.
-    gradient : numpy.ndarray
+    gradient : array
         The bits of `binary_cross_entropy_grad`.
 
     Raises
@@ -349,7 +356,8 @@ def binary_cross_entropy_with_logits(
     Parameters
     ----------
     input : array of float16, bfloat16, float32 or float64
-        Logits: any numbers, infinite ones too.  Any shape and strides.
+        Logits: any numbers, infinite ones too.  Any shape and strides; on the host or on a CUDA device, as for
+        `binary_cross_entropy`.
     target : array of a real dtype, of the shape of `input`
         Wanted probabilities, in [0, 1]: labels 0 and 1 of any integer dtype or bool, or soft ones.
     weight : real number or array of a real dtype, optional
@@ -361,7 +369,8 @@ def binary_cross_entropy_with_logits(
     label_smoothing : float, default: 0.0
         Share ``a`` in [0, 1] of a label that is given away: ``y`` becomes ``y * (1 - a) + a / 2``.
     axis : int or tuple of int, optional
-        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``.
+        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``,
+        and on a device no fewer than all.
     keepdims : bool, default: False
         Whether the result keeps these axes, with one element.
     where : array of bool, optional
@@ -369,27 +378,31 @@ def binary_cross_entropy_with_logits(
         anything.
     dtype : float dtype, optional
         Dtype of the result; by default that of `input`.  Sums are accumulated in float64 in any case.
-    out : numpy.ndarray, optional
-        Where the result goes: of the result's shape and dtype, not overlapping an input.
-    validate : bool, default: True
+    out : array, optional
+        Where the result goes: of the result's shape and dtype, not overlapping an input; a numpy.ndarray, or on a
+        device an array of the library of `input`.
+    validate : bool, default: True, on a device False
         Whether a target outside [0, 1], or NaN, is an error.  If not, it gives NaN.  A NaN among the logits is no
-        error and gives NaN.
+        error and gives NaN.  On a device the look costs a pass, and the host waits for it.
     stream : stream or int, optional
         For arrays on a CUDA device: the stream, or its handle, that the work is put on; by default the one that is
         current in the arrays' library.
 
     Returns
     -------
-    NumPy scalar or numpy.ndarray
+    NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
-        leaves some axes or `keepdims` is set.  `out`, if it is given.
+        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; on a device an array of the
+        library of `input`, also for one number, without a gradient's history.
 
     Raises
     ------
     TypeError
-        If an argument is of a wrong kind or dtype.
+        If an argument is of a wrong kind or dtype, or arrays are in several places.
     ValueError
         If shapes do not fit, `reduction` is unknown, `out` cannot be written, or a target lies outside [0, 1].
+    ImportError, RuntimeError, NotImplementedError
+        On a device, if packages are missing, if there is no driver, or if `axis` names some axes alone.
 
     Warns
     -----
@@ -475,12 +488,12 @@ def binary_cross_entropy_with_logits_grad(
         the loss.  By default 1.
     dtype : float dtype, optional
         Dtype of the gradient; by default that of `input`.
-    out : numpy.ndarray, optional
+    out : array, optional
         Where the gradient goes: of the shape of `input`, not overlapping an input.
 
     Returns
     -------
-    numpy.ndarray
+    array
         The gradient, of the shape of `input`: true in both tails.  0 where `where` is False.
 
     Raises
@@ -545,14 +558,14 @@ def binary_cross_entropy_with_logits_value_and_grad(
         As of `binary_cross_entropy_with_logits`.
     grad_output : real number or array, optional
         As of `binary_cross_entropy_with_logits_grad`; the value is not multiplied by it.
-    out : tuple of two numpy.ndarray or None, optional
+    out : tuple of two arrays or None, optional
         Where value and gradient go; None stands for a new array.
 
     Returns
     -------
-    value : NumPy scalar or numpy.ndarray
+    value : NumPy scalar or array
         The bits of `binary_cross_entropy_with_logits`.
-    gradient : numpy.ndarray
+    gradient : array
         The bits of `binary_cross_entropy_with_logits_grad`.
 
     Raises
@@ -621,14 +634,14 @@ def binary_cross_entropy_with_logits_grad_and_hess(
         As of `binary_cross_entropy_with_logits`.
     grad_output : real number or array, optional
         As of `binary_cross_entropy_with_logits_grad`; both derivatives are multiplied by it.
-    out : tuple of two numpy.ndarray or None, optional
+    out : tuple of two arrays or None, optional
         Where gradient and hessian go; None stands for a new array.
 
     Returns
     -------
-    gradient : numpy.ndarray
+    gradient : array
         The bits of `binary_cross_entropy_with_logits_grad`.
-    hessian : numpy.ndarray
+    hessian : array
         The diagonal of the matrix of second derivatives, of the shape of `input`; its other elements are 0.  Never
         negative, unless a weight is.
 
@@ -710,9 +723,10 @@ def sigmoid_focal_loss(
 
     Returns
     -------
-    NumPy scalar or numpy.ndarray
+    NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
-        leaves some axes or `keepdims` is set.  `out`, if it is given.
+        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; on a device an array of the
+        library of `input`, also for one number, without a gradient's history.
 
     Raises
     ------
@@ -787,14 +801,14 @@ def sigmoid_focal_loss_value_and_grad(
     grad_output : real number or array, optional
         Derivative of what follows with respect to the loss: a number, or an array that broadcasts to the shape of
         the loss.  By default 1.  The value is not multiplied by it.
-    out : tuple of two numpy.ndarray or None, optional
+    out : tuple of two arrays or None, optional
         Where value and gradient go; None stands for a new array.
 
     Returns
     -------
-    value : NumPy scalar or numpy.ndarray
+    value : NumPy scalar or array
         The bits of `sigmoid_focal_loss`.
-    gradient : numpy.ndarray
+    gradient : array
         The gradient, of the shape of `input`; 0 where `where` is False.
 
     Raises
