@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, prange
 
 from nbbce._compile import entry, walker
-from nbbce._generated_cpu import FIRST, HARD, LANES, LAST, PIECE, add_exactly, fold_exactly
+from nbbce._generated_cpu import DEPTH, FIRST, HARD, LANES, LAST, PIECE, add_exactly, fold_exactly
 from nbbce._primitives_cpu import (
     array_at,
     call_copier,
@@ -39,25 +39,26 @@ HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, EACH_HESSIAN, MARK_BAD, BLANK, CLIP_HAL
 # A label stands for two shares, 1-y and y.  Where label smoothing or a factor of positive labels changes them, SHARES
 # makes them and the other makers read them in place of the label.  MULTIPLY: the weights times `grad_output`.
 SHARES, BLANK_SHARES, MULTIPLY = range(35, 38)
-# Sums along an axis: EACH_WIDE makes the losses of a block in float64, ADD_UP adds them to the sums they belong to.
-# Rows that lie within a block are finished at once: FINISH scales their sums, STORE is the copier that stores them.
-EACH_WIDE, MARK_BAD_WIDE, ADD_UP, FINISH, STORE = range(38, 43)
+# Sums along an axis: PRODUCTS, if any, adds the losses of a block to the sums that they belong to.  What it refuses
+# goes the longer way: EACH_WIDE makes losses in float64, ADD_UP adds them.  Rows that lie within a block are finished
+# at once: FINISH scales their sums, STORE is the copier that stores them.
+PRODUCTS, EACH_WIDE, MARK_BAD_WIDE, ADD_UP, FINISH, STORE = range(38, 44)
 # Whether they lie within a block; elements of a row, or of the lanes that rows are added up in; address of the results
 # and bytes of each.
-BY_ROWS, LENGTH, RESULT, RESULT_ITEM = range(43, 47)
+BY_ROWS, LENGTH, RESULT, RESULT_ITEM = range(44, 48)
 # Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
 # needs floats, and 0 says that labels are floats when loaded.
-WIDEN = 47
+WIDEN = 48
 # Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out;
 # those of the focal loss, which its loops find before their scratch memory.
-KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(48, 57)
+KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(49, 58)
 # Elements in all, of a block, and of the pieces that it is computed in; blocks that are loaded at once: more than one
 # where memory runs across the rows of the array, so that a cache line serves several rows while it is there.
-SIZE, STEP, SPAN, WINDOW = range(57, 61)
+SIZE, STEP, SPAN, WINDOW = range(58, 62)
 # Address of `walk`.
-WALK = 61
-DIMENSIONS = 62
-SHAPE = 63  # the shape starts here; the operands' strides follow
+WALK = 62
+DIMENSIONS = 63
+SHAPE = 64  # the shape starts here; the operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -121,16 +122,31 @@ def _loaded(call, operand, start, count, padded, buffer):
 
 
 @loop
-def _add_up(call_at, call, start, count, wide_at, rows_at, sums_at, scratch_at):
-    """Add the losses of a block to the sums that they belong to, or finish and store those of its rows."""
-    length = call[LENGTH]
-    if call[BY_ROWS] == 0:
-        call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), sums_at, count, scratch_at))
-        return
-    call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), rows_at, count, scratch_at))
-    call_maker(call[FINISH], (call_at + 8 * FACTOR, 0, 0, 1.0, rows_at, count // length, scratch_at))
-    result, item = call[RESULT] + start // length * call[RESULT_ITEM], call[RESULT_ITEM]
-    call_copier(call[STORE], (rows_at, 0, 8, result, 0, item, 1, count // length))
+def _add_up(call_at, call, start, count, inputs, suspect, memory):
+    """Add the losses of a block to the sums that they belong to; returns the first bad element, or -1.
+
+    Those of rows that lie within the block are finished and stored.
+    """
+    x, y, labels, w = inputs
+    products_at, wide_at, rows_at, sums_at, scratch_at = memory
+    length, by_rows = call[LENGTH], call[BY_ROWS] != 0
+    to = rows_at if by_rows else sums_at
+    bad, added = -1.0, False
+    if call[PRODUCTS] != 0:
+        added = call_maker(call[PRODUCTS], (x, y, 0, float(length), to, count, products_at)) == 0.0
+    piece = count if added else PIECE // length * length
+    for offset in range(0, 0 if added else count, piece):
+        # A block of several pieces is one that has products, so no weights and no shares of labels.
+        many, on = min(piece, count - offset), offset * call[ITEMS + INPUT]
+        if call_maker(call[EACH_WIDE], (x + on, y + on, w, 1.0, wide_at, many, scratch_at)) != 0.0 or suspect:
+            found = call_maker(call[MARK_BAD_WIDE], (x + on, labels + on, 0, 1.0, wide_at, many, scratch_at))
+            bad = offset + found if bad < 0.0 <= found else bad
+        call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), to, many, scratch_at))
+    if by_rows:
+        call_maker(call[FINISH], (call_at + 8 * FACTOR, 0, 0, 1.0, rows_at, count // length, scratch_at))
+        result, item = call[RESULT] + start // length * call[RESULT_ITEM], call[RESULT_ITEM]
+        call_copier(call[STORE], (rows_at, 0, 8, result, 0, item, 1, count // length))
+    return bad
 
 
 @walker
@@ -150,7 +166,7 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     for operand in range(WEIGHT, OPERANDS):
         plain = plain and (call[operand] == 0 or (operand >= LOSS and call[COPIERS + operand] == 0))
     rooms = 2 if plain else OPERANDS
-    extra = piece_room if plain else 3 * piece_room + 16 * PIECE
+    extra = piece_room if plain else 3 * piece_room + 40 * PIECE
     memory = np.empty(160 + 48 * LANES + rooms * room + extra, np.uint8)
     loaded = array_at(memory.ctypes.data, WHERE + 1, np.int64)  # addresses of the operands' windows, and in them of
     at = array_at(memory.ctypes.data + 80, WHERE + 1, np.int64)  # the piece at hand
@@ -223,9 +239,8 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                         bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, 0, count, scratch_at))
                         total = total if bad < 0.0 else np.nan
                 if round == 0 and call[EACH_WIDE] != 0:
-                    if call_maker(call[EACH_WIDE], (x, y, w, 1.0, wide_at, count, scratch_at)) != 0.0 or suspect:
-                        bad = call_maker(call[MARK_BAD_WIDE], (x, labels, 0, 1.0, wide_at, count, scratch_at))
-                    _add_up(call_at, call, start, count, wide_at, rows_at, sums_at, scratch_at)
+                    places = (shares_at, wide_at, rows_at, sums_at, scratch_at)  # shares and products are never both
+                    bad = _add_up(call_at, call, start, count, (x, y, labels, w), suspect, places)
                 for k in range(OPERANDS - LOSS):
                     maker, result = call[EACH_LOSS + k], LOSS + k
                     if maker == 0 or round == 1:
@@ -343,7 +358,7 @@ def _part(outer, inner, group, tiles, tile_width):
         part[SIZE] = inner[SIZE] // columns * width
         part[SHAPE + dimensions - 1] = width
         lanes = max(1, LANES // width) * width
-        part[LENGTH], part[STEP] = lanes, PIECE // lanes * lanes
+        part[LENGTH], part[STEP] = lanes, lanes * (DEPTH if part[PRODUCTS] != 0 else PIECE // lanes)
         part[SPAN] = part[STEP]
         place = index * columns + tile * tile_width
     else:

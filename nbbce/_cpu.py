@@ -21,6 +21,7 @@ from nbbce._blocks_cpu import (
     LENGTH,
     LOSS,
     OPERANDS,
+    PRODUCTS,
     RESULT,
     RESULT_ITEM,
     SHAPE,
@@ -28,6 +29,7 @@ from nbbce._blocks_cpu import (
     STEP,
     TARGET,
     WHERE,
+    WINDOW,
     run_columns_parallel,
     run_columns_serial,
     run_parallel,
@@ -134,6 +136,10 @@ def _types_and_makers(
         address(f"shares_{computed}", shares),
         address("blank_shares", shares and mask),
         address("multiply", results[1:] != [None, None] and (grad_output or mask)),
+        address(
+            f"{family}{wide}_products_float32",
+            has_products and wide and w is None and not shares and computed == "float32",
+        ),
         address(f"each_{labels}{'wide_loss' if computed == 'float32' else 'loss_float64'}", wide),
         address(f"{domain}mark_bad_{'wide' if computed == 'float32' else computed}", wide),
         address(f"{wide}_sums_{computed}", wide),
@@ -348,7 +354,10 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
     scale = 1.0 if gradient is None else gradient_scale(call)
     if not columns and rows <= generated.PIECE:
         vector = _vector(call, operands, False, False, False, shares, "row")
-        vector[STEP] = vector[SPAN] = generated.PIECE // rows * rows
+        # Whole rows, and pieces of 64 elements where that can be: what is left of them runs one by one, and with 1020
+        # elements in place of 960 a sum of rows of 10 took 0.49 ns an element in place of 0.39.
+        whole = math.lcm(rows, 64) if math.lcm(rows, 64) <= generated.PIECE else rows
+        vector[STEP] = vector[SPAN] = generated.PIECE // whole * whole
         vector[BY_ROWS], vector[LENGTH] = 1, rows
         vector[RESULT], vector[RESULT_ITEM] = _address(dense), dtype.itemsize
         arguments: tuple[Any, ...] = (vector, 0, 0, 0, 0, 0, 0, call.weight_number, scale)
@@ -358,8 +367,10 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
         first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
         inner = _vector(call, first, False, False, False, shares, "column", tiled=tiles > 1)
         lanes = max(1, generated.LANES // tile) * tile
-        inner[LENGTH], inner[STEP] = lanes, generated.PIECE // lanes * lanes
+        deep = generated.DEPTH if inner[PRODUCTS] else generated.PIECE // lanes
+        inner[LENGTH], inner[STEP] = lanes, deep * lanes
         inner[SPAN] = inner[STEP]
+        inner[WINDOW] = 1 if inner[PRODUCTS] else inner[WINDOW]  # such a block is as large as a window
         inner[RESULT], inner[RESULT_ITEM] = _address(dense), dtype.itemsize
         segments = min(SEGMENTS, -(-rows * tile // int(inner[STEP])))
         arguments = (

@@ -917,3 +917,18 @@ def quick_loss(x, y):
     power = quick_log2(t)
     power = HELD_LOG2_32 if power < HELD_LOG2_32 else power
     return fma(w_far * MINUS_LOG2_32, power, w_near * fma(t * t, q, t))
+
+
+# loss_float32 for labels whose 1-y is exact, integers and float16: its bits, without the terms that are 0.
+@formula
+def exact_label_loss(x, y):
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    z = F32(1.0) - y
+    w_far = z if beyond_half else y
+    w_near = y if beyond_half else z
+    e, g = split_float32(t)
+    tail = t * t * near_polynomial_float32(t)
+    rest = fma(g * g, log_polynomial_float32(g), fma(e, LOG2_LOW_32, g))
+    small = fma(-w_far, rest, w_near * tail)
+    return fma(-w_far, e * LOG2_HIGH_32, fma(w_near, t, small))

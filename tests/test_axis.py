@@ -318,6 +318,147 @@ def test_result_has_the_dtype_that_is_asked_for(family, result):
                 assert_close(got, expected, FAMILIES[family].summed)
 
 
+# Sums of float32 by products: of hard labels along any axis, of logits with any labels in columns.
+
+# Inputs and labels: losses as they usually are; of nearly right answers, down to subnormal ones; and of wrong ones,
+# about where a factor is refused (a loss of 40), a logarithm is held (100) and e^-|z| is (80).
+SIDES = {
+    "probabilities": {
+        "usual": [(x, y) for x in (0.001, 0.125, 0.3, 0.5, 0.7, 0.9, 0.9999) for y in (0, 1)],
+        "right": [
+            *((x, 0) for x in (0, 2.0**-149, 2.0**-126, 1e-30, 2.0**-54, 2.0**-30, 2.0**-25, 1e-6)),
+            *((x, 1) for x in (1, 1 - 2.0**-24, 1 - 2.0**-20)),
+        ],
+        "wrong": [
+            *((x, 1) for x in (0, 2.0**-149, 26 * 2.0**-149, 27 * 2.0**-149, 2.0**-126, 2.0**-61, 2.0**-60, 2.0**-59)),
+            *((x, 0) for x in (1, 1 - 2.0**-24)),
+        ],
+        "soft": [(x, y) for x in (0.001, 0.5, 0.9) for y in (2.0**-149, 0.3, 1 - 2.0**-24)],
+    },
+    "logits": {
+        "usual": [(z, y) for z in (-7, -2.5, -0.3, -1e-30, 0, 0.001, 1, 3.75, 9) for y in (0, 1)],
+        "right": [
+            *((z, 0) for z in (-13.5, -17.25, -30, -44, -45, -79, -80, -81, -90, -103, -200)),
+            *((z, 1) for z in (15, 36.5, 44.5, 104)),
+        ],
+        "wrong": [*((z, 0) for z in (16, 39.5, 40, 40.5, 79, 81, 300, 1e30)), *((z, 1) for z in (-40, -41, -100))],
+        "soft": [(z, y) for z in (-9, -0.3, 0, 3.75) for y in (2.0**-149, 0.3, 1 - 2.0**-24)],
+    },
+}
+KINDS = {"usual": ("usual",), "right": ("right",), "nearly all right": ("usual", *["right"] * 6)}
+KINDS |= {"any": ("usual", "right", "wrong"), "soft in places": ("usual", "right")}
+two_families = pytest.mark.parametrize("family", SIDES)
+
+
+@cache
+def sides(family, *names):
+    """Elements of some sides in float32, with exact losses as integers."""
+    x, y = (np.array(a, np.float32) for a in zip(*(pair for n in names for pair in SIDES[family][n]), strict=True))
+    losses = FAMILIES[family].exact_losses(x, y)
+    return x, y, np.array([int(reference.mp.nint(loss * ONE)) for loss in losses], object)
+
+
+def hard_arrays(family, kind, shape):
+    """Inputs and labels of a shape, with exact losses; soft ones, if any, in every third row from the tenth on."""
+    rng = np.random.default_rng([len(kind), *shape])
+
+    def some(*names):
+        elements = rng.integers(0, sides(family, *names)[0].size, shape)
+        return [part[elements] for part in sides(family, *names)]
+
+    parts = some(*KINDS[kind])
+    if kind == "soft in places":
+        for part, soft in zip(parts, some("soft"), strict=True):
+            part[9::3] = soft[9::3]
+    return parts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1, 2, 3, 10, 16, 17, 64, 1000, 5000])
+@two_families
+def test_sums_by_products_are_the_exact_ones(family, length, kind):
+    count = max(3, min(1500, 40_000 // length))
+    for shape, axis in (((count, length), -1), ((length, count), 0)):
+        x, y, losses = hard_arrays(family, kind, shape)
+        total, mean = sums(losses, axis)
+        for reduction, expected in (("sum", total), ("mean", mean)):
+            result = FAMILIES[family].value(x, y, reduction=reduction, axis=axis)
+            assert_close(result, expected, FAMILIES[family].summed)
+
+
+@two_families
+def test_sums_of_many_equal_elements_are_the_exact_ones(family):
+    # An error that is the same in each element would add up.
+    shape = (9000, 100)
+    for x, y, loss in zip(*sides(family, "usual", "right", "wrong"), strict=True):
+        for axis in (0, 1):
+            total = np.full(shape[1 - axis], divided(loss * shape[axis], 1), np.float64)
+            result = FAMILIES[family].value(np.full(shape, x), np.full(shape, y), reduction="sum", axis=axis)
+            assert_close(result, total, FAMILIES[family].summed)
+
+
+BAD_INPUTS = [(x, y) for x in (-(2.0**-149), -0.5, 1 + 2.0**-23, -np.inf, np.inf, np.nan) for y in (0, 1)]
+BAD_LABELS = [-(2.0**-149), -1, 1 + 2.0**-23, 2, np.nan, np.inf, -np.inf]
+
+
+@two_families
+def test_a_bad_element_among_hard_labels_makes_only_its_own_sum_nan(family):
+    kind = FAMILIES[family]
+    bad_inputs = BAD_INPUTS if family == "probabilities" else []
+    for bad in [*bad_inputs, *((0.25, label) for label in BAD_LABELS)]:
+        for axis in (0, 1):
+            x, y, losses = hard_arrays(family, "usual", (300, 10))
+            total, _ = sums(losses, axis)
+            x[70, 3], y[70, 3] = bad
+            total[70 if axis else 3] = np.nan
+            result = kind.value(x, y, reduction="sum", axis=axis, validate=False)
+            assert_close(result, total, kind.summed)
+            with pytest.raises(ValueError, match=r"\[70, 3\]"):
+                kind.value(x, y, reduction="sum", axis=axis)
+
+
+def test_negative_zeros_are_zeros():
+    x, y, losses = hard_arrays("probabilities", "usual", (300, 10))
+    x[50], y[50], losses[50] = -0.0, -0.0, 0
+    for axis in (0, 1):
+        total, _ = sums(losses, axis)
+        assert_close(nbbce.binary_cross_entropy(x, y, reduction="sum", axis=axis), total, SUMMED)
+
+
+def test_infinite_logits_cost_nothing_on_the_right_side_and_everything_on_the_wrong_one():
+    for z, y, loss in ((np.inf, 1, 0), (-np.inf, 0, 0), (np.inf, 0, np.inf), (-np.inf, 1, np.inf)):
+        for axis in (0, 1):
+            logits, labels, losses = hard_arrays("logits", "usual", (300, 10))
+            logits[70, 3], labels[70, 3], losses[70, 3] = z, y, 0
+            total, _ = sums(losses, axis)
+            total[70 if axis else 3] += loss
+            result = nbbce.binary_cross_entropy_with_logits(logits, labels, reduction="sum", axis=axis)
+            assert_close(result, total, SUMMED)
+
+
+@two_families
+def test_where_leaves_out_of_hard_labels_what_it_should(family):
+    shape = (300, 10)
+    x, y, losses = hard_arrays(family, "usual", shape)
+    where = mask_of(shape)
+    where[40:44] = False
+    x[~where], y[~where] = np.nan, np.nan
+    for axis in (0, 1):
+        total, _ = sums(losses, axis, where=where)
+        result = FAMILIES[family].value(x, y, reduction="sum", axis=axis, where=where)
+        assert_close(result, total, FAMILIES[family].summed)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+@two_families
+def test_layout_does_not_change_the_bits_of_sums_by_products(family, kind, layout):
+    for shape in ((1500, 10), (9, 1500), (40, 20, 30)):
+        x, y, _ = hard_arrays(family, kind, shape)
+        relaid = [LAYOUTS[layout](a) for a in (x, y)]
+        assert_all_same_bits(every_sum(FAMILIES[family], *relaid), every_sum(FAMILIES[family], x, y))
+
+
 # Weights and masks.
 
 
@@ -853,6 +994,12 @@ def every_answer():
                 w = (drawn(family, shape) % 11 / 8).astype(dtype)
                 for name, result in every_sum(kind, x, y, w).items():
                     digests[f"{family}, {dtype}, {shape}, {name}"] = digest(result)
+    for family in SIDES:
+        for kind in KINDS:
+            for shape in ((20_000, 10), (10, 20_000), (300, 700)):
+                x, y, _ = hard_arrays(family, kind, shape)
+                for name, result in every_sum(FAMILIES[family], x, y).items():
+                    digests[f"{family}, {kind}, {shape}, {name}"] = digest(result)
     return digests
 
 
@@ -867,7 +1014,7 @@ def expected():
         numba.set_num_threads(before)
 
 
-@pytest.mark.parametrize("threads", [1, 3, 16])
+@pytest.mark.parametrize("threads", [1, 2, 3, 7, 16])
 def test_process_with_another_number_of_threads_gives_the_same_bits(threads, expected):
     assert_same(processes.printed_by(__file__, NUMBA_NUM_THREADS=str(threads)), expected)
 
