@@ -173,6 +173,39 @@ def test_instructions_of_a_loop_are_counted():
     assert 1.8 <= (long - short) / 4000 <= 5.2
 
 
+needs_disassembler = pytest.mark.skipif(
+    importlib.util.find_spec("numba_cuda") is None or importlib.util.find_spec("nvidia") is None,
+    reason="needs numba-cuda and nvidia-cuda-nvdisasm",
+)
+
+
+@needs_disassembler
+def test_kernels_of_devices_are_known_by_their_names():
+    for kernel in machine_code.KERNELS:
+        machine_code.DeviceKernels().setup("cuda", kernel)
+
+
+@needs_disassembler
+def test_instructions_of_a_kernel_of_a_device_are_counted():
+    benchmark, cell = machine_code.DeviceKernels(), ("cuda", "none, float32")
+    benchmark.setup(*cell)
+    # A logarithm of 8 terms and its surroundings take more than 20, and hard labels or soft fewer than 100.
+    assert 20 < benchmark.track_sass(*cell) < 100
+
+
+@needs_disassembler
+def test_without_a_disassembler_its_instructions_are_skipped(monkeypatch):
+    benchmark, cell = machine_code.DeviceKernels(), ("cuda", "none, float32")
+    benchmark.setup(*cell)
+
+    def missing():
+        raise FileNotFoundError("nvdisasm: install nvidia-cuda-nvdisasm")
+
+    monkeypatch.setattr(benchmark.sass, "nvdisasm", missing)
+    with pytest.raises(NotImplementedError, match="install nvidia-cuda-nvdisasm"):
+        machine_code.DeviceKernels().setup(*cell)
+
+
 @pytest.mark.parametrize("work", rivals.FUNCTIONS)
 def test_nbbce_and_numpy_do_the_same_work(work, restored_threads):
     x, y = common.arrays(rivals.FUNCTIONS[work], "float64", "soft", 1000)

@@ -135,23 +135,27 @@ def main_kernels() -> dict[str, tuple[Any, int]]:
     return found
 
 
-def rows_of_table(capability: tuple[int, int] = (9, 0)) -> list[dict[str, Any]]:
-    """One row for each loop of a kernel that reads the input."""
+def reading_loops(spec: Any, capability: tuple[int, int] = (9, 0)) -> list[tuple[Loop, float]]:
+    """The loops of a kernel that read the input, each with the elements of one turn."""
     from nbbce._compile_cuda import code_of, ptx_of
 
+    size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[spec.input.kind]
+    sass = sass_of(code_of(ptx_of(spec, capability), capability))
+    # Two accesses of neighbours at a time, or a row of eight lanes; other loops are for what is left.
+    full = 2 * spec.width if spec.task == "each" and spec.width <= 4 else 8
+    loops = [loop for loop in loops_of(sass) if elements_of(loop, size) == full and loop.count("LDG") <= 16]
+    return [(loop, elements_of(loop, size)) for loop in loops[: 2 if spec.by_products else 1]]
+
+
+def rows_of_table(capability: tuple[int, int] = (9, 0)) -> list[dict[str, Any]]:
+    """One row for each loop of a kernel that reads the input."""
     rows = []
     for name, (spec, bytes_of_element) in main_kernels().items():
-        size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[spec.input.kind]
-        sass = sass_of(code_of(ptx_of(spec, capability), capability))
-        # Two accesses of neighbours at a time, or a row of eight lanes; other loops are for what is left.
-        full = 2 * spec.width if spec.task == "each" and spec.width <= 4 else 8
-        loops = [loop for loop in loops_of(sass) if elements_of(loop, size) == full and loop.count("LDG") <= 16]
-        loops = loops[: 2 if spec.by_products else 1]
+        loops = reading_loops(spec, capability)
         labels = ["any labels"] if len(loops) == 1 else ["labels 0/1", "other labels"]
         if spec.family == "logits_" and len(loops) == 2:
             labels = ["any labels", "refused by the product"]
-        for label, loop in zip(labels, loops, strict=True):
-            elements = elements_of(loop, size)
+        for label, (loop, elements) in zip(labels, loops, strict=True):
             share, busiest = model(loop, elements, bytes_of_element)
             rows.append(
                 {

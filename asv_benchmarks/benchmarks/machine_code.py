@@ -1,9 +1,13 @@
-"""How large the compiled loops are that sum a block, and how many instructions they run for one element."""
+"""How large the compiled loops are that sum a block, and how many instructions they run for one element.
+
+Of the kernels of devices the instructions are counted in their text: no device is needed.
+"""
 
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
@@ -21,6 +25,17 @@ LOOPS = [
     "logits_sum_float64",
     "focal_sum_float32",
     "focal_sum_float64",
+]
+# As tools/sass.py names them.
+KERNELS = [
+    "none, float32",
+    "none, bfloat16",
+    "none of logits, float32",
+    "mean, float32",
+    "mean, float64",
+    "mean of logits, float32",
+    "gradient of logits, float32",
+    "value and gradient, float32",
 ]
 TRACEME, SINGLESTEP = 0, 9  # as Linux numbers the requests of ptrace
 # What the loops are called with: addresses of x, y, w; the scale, or which piece it is; results, elements, scratch.
@@ -93,3 +108,32 @@ class SumLoops:
 
     track_bytes.unit = "bytes"  # type: ignore[attr-defined]
     track_instructions.unit = "instructions"  # type: ignore[attr-defined]
+
+
+class DeviceKernels:
+    """Kernels of a device of compute capability 9.0."""
+
+    params = (["cuda"], KERNELS)
+    param_names = ("target", "kernel")
+
+    def setup(self, target: str, kernel: str) -> None:
+        folder = str(Path(__file__).parents[2] / "tools")
+        if folder not in sys.path:
+            sys.path.append(folder)
+        try:
+            import sass
+
+            self.sass, (self.spec, _) = sass, sass.main_kernels()[kernel]
+            sass.nvdisasm()
+        except (ImportError, FileNotFoundError) as error:
+            raise NotImplementedError(str(error)) from None
+
+    def track_sass(self, target: str, kernel: str) -> float:
+        loops = self.sass.reading_loops(self.spec)
+        if not loops:
+            raise NotImplementedError("its loop is of another shape")
+        # The first is that of labels 0 and 1, where they have one of their own.
+        loop, elements = loops[0]
+        return float(loop.count() / elements)
+
+    track_sass.unit = "instructions"  # type: ignore[attr-defined]
