@@ -248,6 +248,8 @@ def _device_out(
         raise ValueError(f"{function}: {name!r} must have shape {shape}; got {array.shape}")
     if array.readonly:
         raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
+    if any(n > 1 and stride == 0 for n, stride in zip(array.shape, array.strides, strict=True)):
+        raise ValueError(f"{function}: {name!r} must have memory for each element; got one that repeats some")
     for other, operand in inputs.items():
         if operand is not None and overlap(array, operand):
             raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")

@@ -13,10 +13,12 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import types as python_types
 from collections import deque
 from collections.abc import Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,7 +35,10 @@ from nbbce._blocks_cuda import ADDRESSES, NUMBERS, SIZES, THREADS, Spec, kernel
 from nbbce._compile import cache_folder
 
 SOURCES = ("_blocks_cuda.py", "_compile_cuda.py", "_generated_cuda.py", "_primitives_cuda.py")
+# Packages of the toolkit that makes code, as they are called for CUDA 13 and for 12.
+TOOLKIT = ("cuda-bindings", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12")
 NAME = "nbbce_kernel"
+CHECK = 32  # bytes of the digest that a file begins with: of what a crash has left, a driver would make an error
 
 # Thread blocks that a multiprocessor is to run at once, which bounds the registers of a thread: 72 with seven, 96 with
 # five, 128 with four.  A kernel that does not fit is linked once more with as many as it needs, so that none keeps a
@@ -47,6 +52,10 @@ def signature(spec: Spec) -> tuple[Any, ...]:
     return (types.int64,) * (ADDRESSES + SIZES) + (types.float64,) * NUMBERS + (layout,)
 
 
+# Of two threads that pretend at once, the one that ends last would leave the other's device behind.
+_compiling = threading.Lock()
+
+
 def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
     """The PTX of a kernel for a compute capability.  Needs no device and no driver."""
     blocks = BLOCKS_OF_SUM if spec.task == "sum" else BLOCKS_OF_EACH
@@ -54,7 +63,7 @@ def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
     blocks = FEWEST_BLOCKS if spec.family == "focal_" else blocks  # two links of 5 s each would be one too many
     # numba-cuda asks the current device for its capability when a kernel calls a function, even if it is told one.
     pretended = python_types.SimpleNamespace(compute_capability=capability, supports_bfloat16=True, id=0)
-    with mock.patch.object(dispatcher, "get_current_device", lambda: pretended):
+    with _compiling, mock.patch.object(dispatcher, "get_current_device", lambda: pretended):
         # What compile_ptx does, but for the option below, for which it has no name.
         library, _ = compiler._compile_pyfunc_with_fixup(
             kernel(spec), signature(spec), device=False, abi="numba", cc=capability, launch_bounds=(THREADS, blocks)
@@ -88,6 +97,9 @@ def _folder() -> Path | None:
         digest.update(Path(__file__).with_name(name).read_bytes())
     for version in (sys.version, numba_cuda.__version__, llvmlite.__version__):
         digest.update(version.encode())
+    for package in TOOLKIT:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            digest.update(f"{package}={metadata.version(package)}".encode())
     folder = beside.with_name(f"cuda-{digest.hexdigest()[:16]}")
     try:
         folder.mkdir(exist_ok=True)
@@ -103,13 +115,15 @@ def machine_code(spec: Spec, capability: tuple[int, int]) -> bytes:
     path = None if folder is None else folder / f"{spec.task}-{digest}.cubin"
     if path is not None:
         with contextlib.suppress(OSError):
-            return path.read_bytes()
+            kept = path.read_bytes()
+            if hashlib.sha256(kept[CHECK:]).digest() == kept[:CHECK]:
+                return kept[CHECK:]
     code = code_of(ptx_of(spec, capability), capability)
     if path is not None:
         with contextlib.suppress(OSError):  # a full disk costs a compilation in the next process, not the answer
             handle, temporary = tempfile.mkstemp(dir=path.parent)
             with os.fdopen(handle, "wb") as file:
-                file.write(code)
+                file.write(hashlib.sha256(code).digest() + code)
             Path(temporary).replace(path)  # at once, so that no process sees half of it
     return code
 
@@ -195,6 +209,14 @@ def fill(memory: Any, values: np.ndarray[Any, Any], stream: int) -> None:
     driver.cuStreamSynchronize(driver.CUstream(stream))
 
 
+def fetch(memory: Any, stream: int) -> np.ndarray[Any, Any]:
+    """The values of an array of our own, brought to the host once the stream has come there."""
+    values = np.empty(memory.shape, memory.dtype)
+    driver.cuMemcpyDtoHAsync(values.ctypes.data, memory.ptr, values.nbytes, driver.CUstream(stream))
+    driver.cuStreamSynchronize(driver.CUstream(stream))
+    return values
+
+
 def let_wait(waiting: int, working: int, device: int) -> None:
     """Let one stream wait for what is on another so far; the host waits for neither."""
     if waiting != working:
@@ -203,11 +225,13 @@ def let_wait(waiting: int, working: int, device: int) -> None:
 
 
 _in_use: deque[tuple[Event, Any]] = deque()
+_in_use_lock = threading.Lock()
 
 
 def keep_until_done(device: int, stream: int, arrays: Any) -> None:
     """Keep arrays whose library does not know of our stream until what is on it so far is done."""
-    while _in_use and _in_use[0][0].is_done:
-        _in_use.popleft()
+    with _in_use_lock:
+        while _in_use and _in_use[0][0].is_done:
+            _in_use.popleft()
     with on_device(device):
         _in_use.append((_stream(device, stream).record(options=EventOptions(timing_enabled=False)), arrays))

@@ -26,7 +26,8 @@ SUM_GRID, EACH_GRID = 5, 32
 NOWHERE = 2**63 - 1  # the index that a check starts from
 
 # Counters of thread blocks that are done, one for each stream; each kernel leaves it at 0.
-_counters: dict[tuple[str, int, int], tuple[Any, int]] = {}
+_counters: dict[tuple[str, int, int, int], tuple[Any, int]] = {}
+PER_THREAD = 2  # the driver's handle of a thread's own default stream
 _lock = threading.Lock()
 _recorded: list[Any] = []
 
@@ -114,7 +115,9 @@ class _Launch:
             array, memory = self.full((1,), 0, np.int32)
             _recorded.extend((self.sums, array))
             return sums.address, memory.address
-        key = (self.library.name, self.device, self.stream)
+        # What the default stream of each thread is called is the same for all.
+        thread = threading.get_ident() if self.stream == PER_THREAD else 0
+        key = (self.library.name, self.device, self.stream, thread)
         with _lock:
             if key not in _counters:
                 array, memory = self.full((1,), 0, np.int32)
@@ -148,7 +151,7 @@ class _Launch:
             spec = Spec(
                 task=task,
                 family=call.family if task != "count" else "",
-                computed=self.computed,
+                computed=self.computed if task != "count" else "float32",
                 **{"input": None, "target": None, **memories},  # type: ignore[arg-type]
                 result="" if result is None or task == "check" else _kind(result),
                 dimensions=dimensions,

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import array_api_compat
+import numba_cuda  # noqa: F401  (without it `numba.cuda` is Numba's own target, which is not ours)
 import numpy as np
 from numba import cuda
 from numba.core import config
@@ -280,6 +281,8 @@ class Exchanged(Library):
         return array
 
     def element(self, array: Any, index: tuple[int, ...]) -> Any:
+        if isinstance(array, _Exported):
+            return array.fetched()[index].item()
         return np.asarray(array[0][index]).item()
 
     def finished(self, array: Any, stream: int) -> Any:
@@ -295,6 +298,12 @@ class _Exported:
 
     def __init__(self, memory: Any, like: DeviceArray, stream: int) -> None:
         self.memory, self.like, self._stream = memory, like, stream
+
+    def fetched(self) -> np.ndarray[Any, Any]:
+        """Its values on the host, which waits for them."""
+        from nbbce._compile_cuda import fetch
+
+        return fetch(self.memory, self._stream)
 
     def __dlpack_device__(self) -> Any:
         return self.memory.__dlpack_device__()
