@@ -11,13 +11,17 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize(
     "command",
-    [("speed.py", "--markdown", "asv_benchmarks/speed.json"), ("accuracy.py", "--markdown")],
-    ids=["speed", "accuracy"],
+    [
+        ("asv_benchmarks/speed.py", "--markdown", "asv_benchmarks/speed.json"),
+        ("asv_benchmarks/accuracy.py", "--markdown"),
+        ("tools/sass.py", "--markdown", "asv_benchmarks/device_model.json"),
+    ],
+    ids=["speed", "accuracy", "device model"],
 )
 def test_table_in_the_readme_is_what_the_committed_figures_say(command):
     script, *arguments = command
     printed = subprocess.run(
-        [sys.executable, f"asv_benchmarks/{script}", *arguments],
+        [sys.executable, script, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

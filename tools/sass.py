@@ -1,7 +1,7 @@
 """Machine code of a device kernel, taken apart: what its loops are made of, and how near to memory speed they can be.
 
-    python tools/sass.py            a table of the main kernels, by model: no device is needed
-    python tools/sass.py --json FILE
+    python tools/sass.py --json FILE            figures of the main kernels, by model: no device is needed
+    python tools/sass.py --markdown FILE        print kept figures as the rows of README's table
 
 Needs nvdisasm (the package nvidia-cuda-nvdisasm).  The model: an element takes as long as the pipe that it keeps
 busiest, or the scheduler; a loop is as near to memory speed as that time allows.  It knows nothing of latencies.
@@ -170,16 +170,31 @@ def rows_of_table(capability: tuple[int, int] = (9, 0)) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> int:
-    """Print the table, or write it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the table to this file")
-    path = parser.parse_args().json
-    rows = rows_of_table()
-    if path is not None:
-        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The figures as a table."""
+    lines = [
+        "| kernel | labels | instructions an element | of these float64 | busiest | share of a copy's speed |",
+        "| --- | --- | ---: | ---: | --- | ---: |",
+    ]
     for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+        share = f"{min(row['share_of_copy'], 1.0):.2f}" + (
+            f" ({row['share_of_copy']:.1f})" * (row["share_of_copy"] > 1)
+        )
+        figures = f"{row['instructions']:.1f} | {row['float64']:.1f} | {row['busiest']} | {share}"
+        lines.append(f"| {row['kernel']} | {row['labels']} | {figures} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Make the figures, or print those that are kept."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the figures in FILE, and compile nothing")
+    arguments = parser.parse_args()
+    rows = json.loads(arguments.markdown.read_text(encoding="utf-8")) if arguments.markdown else rows_of_table()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(markdown(rows))
     return 0
 
 
