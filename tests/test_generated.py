@@ -138,7 +138,9 @@ def test_check_of_the_fits_fails_after_a_digit_has_changed(tree):
 @filenames
 def test_every_coefficient_of_the_source_is_a_fitted_one(filename):
     fits = json.loads((ROOT / "tools" / "coefficients.json").read_text())
-    fitted = {float(number) for fit in fits.values() for number in fit["coefficients"]}
+    on_host = filename == "_generated_cpu.py"
+    names = [name for name in fits if not (on_host and name.endswith("_16_bits"))]  # that fit is for devices alone
+    fitted = {float(number) for name in names for number in fits[name]["coefficients"]}
     source = (ROOT / "nbbce" / filename).read_text()
     shown = re.findall(r"^(?:NEAR|LOG|EXP|LOG1P)_\d\d_\d+ = (?:F32\()?([-+.\de]+)\)?$", source, re.MULTILINE)
     assert sorted(map(float, shown)) == sorted(fitted)
