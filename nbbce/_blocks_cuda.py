@@ -105,7 +105,8 @@ class Spec(NamedTuple):
     @property
     def width(self) -> int:
         """Neighbours that a thread takes at once: 16 bytes of the input; for sums the four lanes that it has."""
-        if self.dimensions:
+        # One by one where memory is not aligned: neighbouring threads then read neighbouring elements.
+        if self.dimensions or any(memory is not None and memory.access == "dense" for memory in self.operands):
             return 1
         return (
             4
@@ -143,12 +144,19 @@ def _offset(dimensions: int, strides: int) -> Any:
             return I64(0)
 
         return no_offset
+    if dimensions == 1:
+
+        @device
+        def first_offset(index, layout):
+            return index * layout[strides]  # what is left of an index is within the first extent
+
+        return first_offset
     last, outer, stride = dimensions - 1, _offset(dimensions - 1, strides), strides + dimensions - 1
 
     @device
     def offset(index, layout):
         extent = U64(layout[last])
-        return I64(U64(index) % extent) * layout[stride] + outer(U64(index) // extent, layout)
+        return I64(U64(index) % extent) * layout[stride] + outer(I64(U64(index) // extent), layout)
 
     return offset
 
@@ -1014,6 +1022,12 @@ def sum_kernel(spec: Spec) -> Callable[..., None]:
         return sum_of_losses(begin, count, at, layout, writing, scale, numbers)
 
     @device
+    def add_exactly(lane, term):
+        total = lane[0] + term
+        back = total - lane[0]
+        return total, lane[1] + ((lane[0] - (total - back)) + (term - back))
+
+    @device
     def finish(total, result, loss_scale, divisor):
         total *= loss_scale
         write_result(result, I64(0), (total / divisor,))
@@ -1053,14 +1067,20 @@ def sum_kernel(spec: Spec) -> Callable[..., None]:
             return
         cuda.threadfence()
         for lane in range(thread, I64(LANES), threads):
-            total, error = 0.0, 0.0
-            for block in range(lane, blocks, I64(LANES)):
-                term = read(sums, I64(block))[0]
-                sum_ = total + term
-                back = sum_ - total
-                error += (total - (sum_ - back)) + (term - back)
-                total = sum_
-            totals[lane], errors[lane] = total, error
+            total, block = (0.0, 0.0), I64(lane)
+            # Eight are read before the first is added: one at a time each would wait for memory.
+            while block + I64(7 * LANES) < blocks:
+                b0, b1 = read(sums, block)[0], read(sums, block + I64(LANES))[0]
+                b2, b3 = read(sums, block + I64(2 * LANES))[0], read(sums, block + I64(3 * LANES))[0]
+                b4, b5 = read(sums, block + I64(4 * LANES))[0], read(sums, block + I64(5 * LANES))[0]
+                b6, b7 = read(sums, block + I64(6 * LANES))[0], read(sums, block + I64(7 * LANES))[0]
+                total = add_exactly(add_exactly(add_exactly(add_exactly(total, b0), b1), b2), b3)
+                total = add_exactly(add_exactly(add_exactly(add_exactly(total, b4), b5), b6), b7)
+                block += I64(8 * LANES)
+            while block < blocks:
+                total = add_exactly(total, read(sums, block)[0])
+                block += I64(LANES)
+            totals[lane], errors[lane] = total
         cuda.syncthreads()
         width = LANES // 2
         while width > 0:

@@ -90,13 +90,19 @@ def _device_array(function: str, name: str, value: Any) -> Array:
     if not _device_arrays.is_available():
         raise RuntimeError(f"{function}: {name!r} is on a device, which needs a CUDA driver; Numba found no usable one")
     try:
-        array = cast(Array, _device_arrays.view(value))
+        array = _device_arrays.view(value)
     except (TypeError, BufferError) as error:
         raise TypeError(f"{function}: {name!r} must be an array that can be read in place; got {error}") from None
     kind = kind_of(array.dtype)
-    if is_real(array.dtype) and (kind is None or kind == "longdouble" or kind.endswith("_swapped")):
+    if (kind is None or kind == "longdouble" or kind.endswith("_swapped")) and is_real(array.dtype):
         raise TypeError(f"{function}: {name!r} must have a dtype that a device reads; got {array.dtype}")
-    return array
+    _check_aligned(function, name, array)
+    return cast(Array, array)
+
+
+def _check_aligned(function: str, name: str, array: DeviceArray) -> None:
+    if not array.is_aligned:
+        raise TypeError(f"{function}: {name!r} must start at a multiple of its elements' size; got {array.address:#x}")
 
 
 def _array(function: str, name: str, value: Any) -> Array:
@@ -246,6 +252,7 @@ def _device_out(
         raise TypeError(f"{function}: {name!r} must have dtype {dtype}; got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{function}: {name!r} must have shape {shape}; got {array.shape}")
+    _check_aligned(function, name, array)
     if array.readonly:
         raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
     if any(n > 1 and stride == 0 for n, stride in zip(array.shape, array.strides, strict=True)):

@@ -66,7 +66,14 @@ def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
     with _compiling, mock.patch.object(dispatcher, "get_current_device", lambda: pretended):
         # What compile_ptx does, but for the option below, for which it has no name.
         library, _ = compiler._compile_pyfunc_with_fixup(
-            kernel(spec), signature(spec), device=False, abi="numba", cc=capability, launch_bounds=(THREADS, blocks)
+            kernel(spec),
+            signature(spec),
+            debug=False,
+            opt=True,
+            device=False,
+            abi="numba",
+            cc=capability,
+            launch_bounds=(THREADS, blocks),
         )
         # NVVM contracts a * b + c to an fma unless told not to, and then the bits would not be those of the CPU.
         library._nvvm_options["fma"] = False
@@ -166,6 +173,11 @@ def converts_pairs(device: int) -> bool:
     return _capability(device) >= (8, 0)
 
 
+def resident(kernel: Any, threads: int) -> int:
+    """Thread blocks of a kernel that a multiprocessor runs at once."""
+    return max(1, int(kernel.occupancy.max_active_blocks_per_multiprocessor(threads, 0)))
+
+
 @cache
 def loaded(spec: Spec, device: int) -> Any:
     """The kernel on a device."""
@@ -203,9 +215,9 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], device: int, stream: 
     return StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
 
 
-def fill(memory: Any, values: np.ndarray[Any, Any], stream: int) -> None:
-    """Copy values from the host, which are read before this returns."""
-    driver.cuMemcpyHtoDAsync(memory.ptr, values.ctypes.data, values.nbytes, driver.CUstream(stream))
+def fill(address: int, values: np.ndarray[Any, Any], stream: int) -> None:
+    """Copy values from the host, which are there when this returns."""
+    driver.cuMemcpyHtoDAsync(address, values.ctypes.data, values.nbytes, driver.CUstream(stream))
     driver.cuStreamSynchronize(driver.CUstream(stream))
 
 
@@ -215,6 +227,11 @@ def fetch(memory: Any, stream: int) -> np.ndarray[Any, Any]:
     driver.cuMemcpyDtoHAsync(values.ctypes.data, memory.ptr, values.nbytes, driver.CUstream(stream))
     driver.cuStreamSynchronize(driver.CUstream(stream))
     return values
+
+
+def synchronise(stream: int) -> None:
+    """Wait until what is on a stream so far is done."""
+    driver.cuStreamSynchronize(driver.CUstream(stream))
 
 
 def let_wait(waiting: int, working: int, device: int) -> None:
@@ -230,8 +247,9 @@ _in_use_lock = threading.Lock()
 
 def keep_until_done(device: int, stream: int, arrays: Any) -> None:
     """Keep arrays whose library does not know of our stream until what is on it so far is done."""
+    done = []  # dropped when the lock is free again: what then ends may come here itself
     with _in_use_lock:
         while _in_use and _in_use[0][0].is_done:
-            _in_use.popleft()
+            done.append(_in_use.popleft())
     with on_device(device):
         _in_use.append((_stream(device, stream).record(options=EventOptions(timing_enabled=False)), arrays))

@@ -20,20 +20,22 @@ from nbbce._generated_cuda import BLOCK
 
 compiler: Any = import_module("nbbce._simulate_cuda" if config.ENABLE_CUDASIM else "nbbce._compile_cuda")
 
-# Thread blocks of a multiprocessor: for sums as many as their registers let run at once, for elements some more, so
-# that none waits for the slowest.
-SUM_GRID, EACH_GRID = 5, 32
+# Thread blocks of a multiprocessor for elements, more than run at once, so that none waits for the slowest; of a sum,
+# whose blocks go through the array in step, there are as many as run at once.
+EACH_GRID = 32
 NOWHERE = 2**63 - 1  # the index that a check starts from
 
-# Counters of thread blocks that are done, one for each stream; each kernel leaves it at 0.
-_counters: dict[tuple[str, int, int, int], tuple[Any, int]] = {}
+# Room for the sums of blocks, one for each stream, kept and made larger when it must be: the array, its address, and
+# for how many blocks.  It begins with the counter of thread blocks that are done, which each kernel leaves at 0.
+_rooms: dict[tuple[str, int, int, int], tuple[Any, int, int]] = {}
 PER_THREAD = 2  # the driver's handle of a thread's own default stream
 _lock = threading.Lock()
 _recorded: list[Any] = []
 
-# Kernels by what decides them, for dense operands: finding out anew takes 5 us.
+# Kernels by what decides them: with the neighbours of a thread, the thread blocks of a multiprocessor, and the layout.
+# To find that out anew takes 5 to 20 us.
 MOST_KERNELS = 1000
-_kernels: dict[tuple[Any, ...], tuple[Any, int]] = {}
+_kernels: dict[tuple[Any, ...], tuple[Any, int, int, tuple[int, ...]]] = {}
 
 
 def _shares(call: Call) -> bool:
@@ -87,8 +89,15 @@ class _Launch:
         self.call, self.x, self.library, self.device = call, x, x.library, x.device
         own = x.library.stream(x.device)
         self.stream = own if call.stream is None else call.stream
-        if self.stream != own and isinstance(x.library, Exchanged):
-            compiler.let_wait(self.stream, own, self.device)  # the exchange was ordered before the other
+        operands: tuple[Any, ...] = (x, call.target)
+        if not call.is_plain:
+            others = (call.weight, call.pos_weight, call.grad_output, call.where)
+            operands += tuple(array for array in others if array is not None)
+        exchanged = any([isinstance(array.library, Exchanged) for array in operands])
+        if exchanged and self.stream not in (0, 1):
+            compiler.let_wait(self.stream, 1, self.device)  # what is exchanged is ordered before the default stream
+        # Whom nobody tells that another stream still reads, we keep until it does not.
+        self.keeps = operands if exchanged or self.stream != own else ()
         self.computed = "float64" if x.dtype == np.float64 else "float32"
         smoothing = call.label_smoothing
         self.numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, *call.focal)
@@ -104,25 +113,26 @@ class _Launch:
         array = self.library.full(shape, value, np.dtype(dtype), self.x, self.stream)
         return array, view_of_result(array, self.x)
 
-    def _scratch(self, blocks: int) -> tuple[int, int]:
-        """Addresses of room for the sums of blocks, and of a counter that is 0.
+    def keep_if_recorded(self, array: Any) -> bool:
+        """Keep what a graph that is being recorded uses, for good: nobody tells us when it is played last."""
+        recording: bool = compiler.is_capturing(self.stream)
+        if recording:
+            _recorded.append(array)
+        return recording
 
-        The counter is the stream's own, or a fresh one where a graph is recorded, which may be played on other streams.
-        What a graph uses is kept for good: nobody tells us when it is played last.
-        """
-        self.sums, sums = self.empty((blocks,), np.float64)
-        if compiler.is_capturing(self.stream):
-            array, memory = self.full((1,), 0, np.int32)
-            _recorded.extend((self.sums, array))
-            return sums.address, memory.address
+    def _room(self, blocks: int) -> int:
+        """Address of the stream's room for the sums of blocks, or of a graph's own, which may be played elsewhere."""
         # What the default stream of each thread is called is the same for all.
         thread = threading.get_ident() if self.stream == PER_THREAD else 0
         key = (self.library.name, self.device, self.stream, thread)
         with _lock:
-            if key not in _counters:
-                array, memory = self.full((1,), 0, np.int32)
-                _counters[key] = (array, memory.address)
-            return sums.address, _counters[key][1]
+            known = _rooms.get(key)
+            if known is not None and known[2] >= blocks and not compiler.is_capturing(self.stream):
+                return known[1]
+            array, memory = self.full((1 + blocks,), 0.0, np.float64)
+            if not self.keep_if_recorded(array):
+                _rooms[key] = (array, memory.address, blocks)
+            return memory.address
 
     def launch(
         self,
@@ -134,15 +144,14 @@ class _Launch:
     ) -> None:
         """One launch over arrays of one shape; `options` are fields of the spec."""
         call = self.call
-        strides: tuple[int, ...] = (0,)
-        key: tuple[Any, ...] = ()
+        made = [task, self.device, call.family, None if result is None else result.dtype, *options.values()]
+        dense = True
         for name, array in arrays.items():
-            if not array.is_c_contiguous:
-                break
-            key = (*key, name, array.dtype, array.address & 15)
-        else:
-            dtype = None if result is None else result.dtype
-            key = (task, self.device, call.family, dtype, *options.values(), *key)
+            made += (name, array.dtype, array.address & 15)
+            dense = dense and array.is_c_contiguous
+        if not dense:
+            made += (next(iter(arrays.values())).shape, *(array.strides for array in arrays.values()))
+        key = tuple(made)
         known = _kernels.get(key)
         if known is None:
             if task == "each":
@@ -158,12 +167,12 @@ class _Launch:
                 pairs=compiler.converts_pairs(self.device),
                 **options,
             )
-            known = compiler.loaded(spec, self.device), spec.width
-            if key and key[0] == task:
-                if len(_kernels) >= MOST_KERNELS:
-                    _kernels.clear()
-                _kernels[key] = known
-        kernel, width = known
+            kernel = compiler.loaded(spec, self.device)
+            resident = compiler.resident(kernel, THREADS) if task in ("sum", "count") else EACH_GRID
+            if len(_kernels) >= MOST_KERNELS:
+                _kernels.clear()
+            known = _kernels[key] = (kernel, spec.width, resident, strides)
+        kernel, width, resident, strides = known
         size = next(iter(arrays.values())).size
         processors = compiler.multiprocessors(self.device)
         sums_at = counter_at = 0
@@ -171,12 +180,13 @@ class _Launch:
             blocks = -(-size // BLOCK)
             # A warp takes a block: with few of them, few warps to a thread block spread them over the device.
             threads = WARP * max(1, min(THREADS // WARP, blocks // processors))
-            grid = min(-(-blocks * WARP // threads), SUM_GRID * processors)
+            grid = min(-(-blocks * WARP // threads), resident * processors)
             if blocks > 1:
-                sums_at, counter_at = self._scratch(blocks)
+                counter_at = self._room(blocks)
+                sums_at = counter_at + 8
         else:
             threads = THREADS
-            grid = min(-(-size // (width * threads)) or 1, EACH_GRID * processors)
+            grid = min(-(-size // (width * threads)) or 1, resident * processors)
         numbers = (call.weight_number, gradient_scale(call), divisor, *self.numbers)
         assert len(numbers) == NUMBERS
         addresses = [arrays[name].address if name in arrays else 0 for name in OPERANDS]
@@ -193,9 +203,8 @@ def run(call: Call) -> tuple[Any, Any]:
         else:
             with launch.library.on_stream(launch.stream, launch.device):
                 results = _run(call, launch)
-        if isinstance(launch.library, Exchanged):
-            arrays = (call.input, call.target, call.weight, call.pos_weight, call.grad_output, call.where)
-            compiler.keep_until_done(launch.device, launch.stream, arrays)
+        if launch.keeps:
+            compiler.keep_until_done(launch.device, launch.stream, launch.keeps)
         value, gradient, hessian = (
             None if array is None else launch.library.finished(array, launch.stream) for array in results
         )
@@ -240,7 +249,8 @@ def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
     if x.size:
         mean = call.reduction == "mean"
         if mean and call.where is not None:
-            _, kept_memory = launch.empty((1,), np.float64)
+            kept, kept_memory = launch.empty((1,), np.float64)
+            launch.keep_if_recorded(kept)
             launch.launch("count", {"input": arrays["where"]}, kept_memory)
             launch.kept_at = kept_memory.address
         scaled = mean or call.weight_number * call.grad_output_number != 1.0
@@ -261,6 +271,7 @@ def _check(call: Call, launch: _Launch, arrays: dict[str, DeviceArray]) -> None:
     """A ValueError for the first element out of its domain; waits for the device."""
     array, memory = launch.full((1,), NOWHERE, np.int64)
     launch.launch("check", arrays, memory)
+    compiler.synchronise(launch.stream)
     first = int(launch.library.element(array, (0,)))
     if first != NOWHERE:
         raise out_of_domain(call, first)

@@ -91,6 +91,14 @@ class DeviceArray:
             self.address, shape, strides, self.dtype, self.device, self.library, self.owner, self.readonly
         )
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether each element starts at a multiple of its size: a device cannot read it otherwise."""
+        if self.is_c_contiguous:
+            return self.address % self.dtype.itemsize == 0
+        steps = [stride for n, stride in zip(self.shape, self.strides, strict=True) if n > 1]
+        return self.size == 0 or not any(place % self.dtype.itemsize for place in (self.address, *steps))
+
     def extent(self) -> tuple[int, int]:
         """The first address that it uses, and the one behind the last."""
         if self.size == 0:
@@ -167,7 +175,11 @@ class Torch(Library):
     def on_stream(self, stream: int, device: int) -> AbstractContextManager[Any]:
         if stream == self.stream(device):
             return nullcontext()
-        other: AbstractContextManager[Any] = self.torch.cuda.stream(self.torch.cuda.ExternalStream(stream, device))
+        if stream in (0, 1):  # an ExternalStream of these would be one of PyTorch's pool
+            wanted = self.torch.cuda.default_stream(device)
+        else:
+            wanted = self.torch.cuda.ExternalStream(stream, device)
+        other: AbstractContextManager[Any] = self.torch.cuda.stream(wanted)
         return other
 
     def _dtype(self, dtype: np.dtype[Any]) -> Any:
@@ -234,8 +246,14 @@ class Numba(Library):
             return cuda.device_array(shape, dtype)
 
     def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
-        with cuda.gpus[like.device]:
-            return cuda.to_device(np.full(shape, value, dtype))
+        values = np.full(shape, value, dtype)
+        if config.ENABLE_CUDASIM:
+            return cuda.to_device(values)
+        from nbbce._compile_cuda import fill
+
+        array = self.empty(shape, dtype, like, stream)
+        fill(array.device_ctypes_pointer.value, values, stream)
+        return array
 
     def element(self, array: Any, index: tuple[int, ...]) -> Any:
         return array[index] if index else array.copy_to_host()[()]
@@ -271,13 +289,15 @@ class Exchanged(Library):
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
         from nbbce._compile_cuda import allocate
 
-        return _Exported(allocate(shape, dtype, like.device, stream), like, stream)
+        # cuda.core takes bfloat16 by DLPack and does not give it, so it goes out as uint16.
+        seen = np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
+        return _Exported(allocate(shape, seen, like.device, stream), dtype, like, stream)
 
     def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
         from nbbce._compile_cuda import fill
 
         array = self.empty(shape, dtype, like, stream)
-        fill(array.memory, np.full(shape, value, dtype), stream)
+        fill(array.memory.ptr, np.full(shape, value, dtype), stream)
         return array
 
     def element(self, array: Any, index: tuple[int, ...]) -> Any:
@@ -290,14 +310,17 @@ class Exchanged(Library):
             return array
         owner = array.like.owner[0]
         namespace = owner.__array_namespace__() if hasattr(owner, "__array_namespace__") else None
-        return array if namespace is None else namespace.from_dlpack(array)
+        if namespace is None:
+            return array
+        taken = namespace.from_dlpack(array)
+        return taken.view(array.dtype) if array.dtype.name == "bfloat16" else taken
 
 
 class _Exported:
     """Memory of our own that a library takes by DLPack; its stream then waits for ours."""
 
-    def __init__(self, memory: Any, like: DeviceArray, stream: int) -> None:
-        self.memory, self.like, self._stream = memory, like, stream
+    def __init__(self, memory: Any, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> None:
+        self.memory, self.dtype, self.like, self._stream = memory, dtype, like, stream
 
     def fetched(self) -> np.ndarray[Any, Any]:
         """Its values on the host, which waits for them."""
@@ -311,8 +334,8 @@ class _Exported:
     def __dlpack__(self, *, stream: Any = None, **options: Any) -> Any:
         from nbbce._compile_cuda import let_wait
 
-        if stream is not None and stream != -1:
-            let_wait(stream, self._stream, self.like.device)
+        if stream != -1:  # None stands for the default stream
+            let_wait(1 if stream is None else stream, self._stream, self.like.device)
         return self.memory.__dlpack__(stream=-1, **options)
 
 
@@ -361,7 +384,7 @@ def view_of_result(array: Any, like: DeviceArray) -> DeviceArray:
         memory = array.memory
         itemsize = memory.dtype.itemsize
         strides = tuple(itemsize * math.prod(memory.shape[d + 1 :]) for d in range(len(memory.shape)))
-        return DeviceArray(memory.ptr, tuple(memory.shape), strides, memory.dtype, like.device, like.library, array)
+        return DeviceArray(memory.ptr, tuple(memory.shape), strides, array.dtype, like.device, like.library, array)
     return like.library.view(array)
 
 

@@ -23,6 +23,15 @@ def run(kernel: Any, device: int, stream: int, grid: int, threads: int, argument
     kernel[min(grid, 3), WARP](*arguments[:fixed], tuple(arguments[fixed:]))
 
 
+def resident(kernel: Any, threads: int) -> int:
+    """Thread blocks of a kernel that a multiprocessor runs at once."""
+    return 2
+
+
+def synchronise(stream: int) -> None:
+    """Wait until what is on a stream so far is done: here it is."""
+
+
 def multiprocessors(device: int) -> int:
     """Few, so that small arrays are walked as large ones are."""
     return 1
