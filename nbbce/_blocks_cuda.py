@@ -461,6 +461,7 @@ def _element(spec: Spec) -> Any:
 
     @device
     def element(x, y, w, p, g, mask, loss_scale, gradient_scale, numbers):
+        _, _, factor = masked(x, y, g * w, mask)  # where nothing counts, g may be anything too
         x, y, w = masked(x, y, w, mask)
         a, b = shares_of(y, p, mask, numbers)
         ok = inside(x, y)
@@ -469,10 +470,10 @@ def _element(spec: Spec) -> Any:
             loss = loss_of(x, y, a, b, w, loss_scale, numbers)
             loss = loss if ok else nan
         if gradients:
-            gradient = gradient_of(x, y, a, b, g * w, gradient_scale, numbers)
+            gradient = gradient_of(x, y, a, b, factor, gradient_scale, numbers)
             gradient = gradient if ok else nan
         if hessians:
-            hessian = hessian_of(x, y, a, b, g * w, gradient_scale, numbers)
+            hessian = hessian_of(x, y, a, b, factor, gradient_scale, numbers)
             hessian = hessian if ok else nan
         return loss, gradient, hessian
 
