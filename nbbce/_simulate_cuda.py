@@ -45,3 +45,7 @@ def converts_pairs(device: int) -> bool:
 def is_capturing(stream: int) -> bool:
     """Whether what is launched on a stream is being recorded to a graph: the simulator has none."""
     return False
+
+
+def keep_until_done(device: int, stream: int, arrays: Any) -> None:
+    """Keep arrays until what is on a stream so far is done: here it is."""

@@ -113,7 +113,7 @@ class Numba:
             pytest.skip(f"not of Numba: {error}")
 
     def fetch(self, array):
-        assert self.module.is_cuda_array(array)
+        assert array.__cuda_ndarray__
         return array.copy_to_host()
 
     def synchronize(self):

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -22,5 +23,7 @@ def counters_end_at_0():
     yield
     from nbbce import _cuda
 
-    for array, _ in _cuda._counters.values():
-        assert array.copy_to_host().tolist() == [0]
+    for array, _, blocks in _cuda._rooms.values():
+        room = array.copy_to_host()
+        assert room.size == 1 + blocks
+        assert room[:1].view(np.uint32).tolist() == [0, 0]

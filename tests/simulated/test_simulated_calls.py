@@ -135,6 +135,23 @@ def test_grad_output_of_a_sum_may_be_a_0_d_array_on_the_device(rng):
     devices.assert_same_bits(to_host(got), nbbce.binary_cross_entropy_grad(x, y, reduction="sum", grad_output=2.5))
 
 
+@pytest.mark.parametrize("grad_output", [-2.0, np.nan, np.inf])
+@pytest.mark.parametrize("function", [PROBABILITIES[1], LOGITS[3], FOCAL[1]])
+def test_gradient_of_what_a_mask_leaves_out_is_0_whatever_its_factors_are(function, grad_output, rng):
+    x, y = arrays(rng, function)
+    where = rng.random(SHAPE) < 0.5
+    weight, factors = rng.normal(size=SHAPE), rng.normal(size=SHAPE)
+    weight[~where], factors[~where], x[~where] = grad_output, grad_output, np.nan
+    for given in (None, weight):
+        agree(devices.of_function(function)[0], x, y, given, reduction="none", where=where, grad_output=factors)
+    got = devices.of_function(function)[0](
+        *map(place, (x, y, weight)), reduction="none", where=place(where), grad_output=place(factors)
+    )
+    for result in devices.as_tuple(got):
+        found = devices.bits(to_host(result))[~where]
+        assert (found == 0).all()  # not -0.0 either
+
+
 @pytest.mark.parametrize("dtype", list(FLOATS))
 @pytest.mark.parametrize("function", [PROBABILITIES[2], LOGITS[2], LOGITS[3], FOCAL[1]])
 def test_each_pair_of_edges_has_the_bits_of_the_cpu(function, dtype):

@@ -160,6 +160,15 @@ def test_sum_of_no_element_is_0_and_the_mean_nan(function, reduction):
                 agree(function, x, x, reduction=reduction)
 
 
+def test_room_for_sums_grows_and_larger_and_smaller_calls_have_the_bits_of_the_cpu(rng, monkeypatch):
+    monkeypatch.setattr(_cuda, "_rooms", {})
+    for size, blocks in ((5000, 2), (9000, 3), (5000, 3), (300, 3)):
+        x, y = devices.predictions(rng, size, "float32"), devices.labels(rng, size, "float32")
+        agree(nbbce.binary_cross_entropy, x, y)
+        ((_, _, room),) = _cuda._rooms.values()
+        assert room == blocks
+
+
 def test_calls_one_after_another_give_the_same_bits(rng):
     x, y = (place(a) for a in (devices.predictions(rng, 5000, "float32"), devices.labels(rng, 5000, "float32")))
     first, second = (as_tuple(nbbce.binary_cross_entropy(x, y))[0].copy_to_host() for _ in range(2))
