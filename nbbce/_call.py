@@ -428,7 +428,7 @@ def checked(
         call.pos_weight, call.pos_weight_number = _factor(function, "pos_weight", pos_weight, shape, repr(input_name))
     if type(label_smoothing) is not float or label_smoothing != 0.0:
         call.label_smoothing = _smoothing(function, label_smoothing)
-    if where is not None and where is not True:
+    if where is not None and not (isinstance(where, (bool, np.bool_)) and where):
         call.where, call.count = _where(function, where, shape)
     if axis is not None or keepdims:
         _take_axes(call, axis, keepdims)

@@ -68,7 +68,9 @@ def compiling(capability: Capability) -> Iterator[None]:
 
     compiler = SimpleNamespace(
         loaded=loaded,
+        resident=lambda kernel, threads: 1,
         run=lambda *arguments: None,
+        synchronise=lambda stream: None,
         multiprocessors=lambda device: 1,
         converts_pairs=lambda device: capability >= (8, 0),
         is_capturing=lambda stream: False,
