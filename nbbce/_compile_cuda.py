@@ -31,10 +31,11 @@ from cuda.core import Device, Event, EventOptions, LaunchConfig, Linker, LinkerO
 from cuda.core.utils import StridedMemoryView
 from numba.cuda import compiler, dispatcher, types
 
-from nbbce._blocks_cuda import ADDRESSES, NUMBERS, SIZES, THREADS, Spec, kernel
+from nbbce._blocks_cuda import kernel
 from nbbce._compile import cache_folder
+from nbbce._elements_cuda import ADDRESSES, NUMBERS, SIZES, THREADS, Spec
 
-SOURCES = ("_blocks_cuda.py", "_compile_cuda.py", "_generated_cuda.py", "_primitives_cuda.py")
+SOURCES = ("_blocks_cuda.py", "_compile_cuda.py", "_elements_cuda.py", "_generated_cuda.py", "_primitives_cuda.py")
 # Packages of the toolkit that makes code, as they are called for CUDA 13 and for 12.
 TOOLKIT = ("cuda-bindings", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12")
 NAME = "nbbce_kernel"

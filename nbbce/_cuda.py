@@ -13,9 +13,9 @@ import numpy as np
 from numba.core import config
 
 from nbbce._arrays import kind_of, layout
-from nbbce._blocks_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
 from nbbce._call import Call, gradient_scale, out_of_domain
 from nbbce._device_arrays import DeviceArray, Exchanged, view_of_result
+from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
 from nbbce._generated_cuda import BLOCK
 
 compiler: Any = import_module("nbbce._simulate_cuda" if config.ENABLE_CUDASIM else "nbbce._compile_cuda")

@@ -7,7 +7,8 @@ from typing import Any
 
 from numba import cuda
 
-from nbbce._blocks_cuda import ADDRESSES, NUMBERS, SIZES, WARP, Spec, kernel
+from nbbce._blocks_cuda import kernel
+from nbbce._elements_cuda import ADDRESSES, NUMBERS, SIZES, WARP, Spec
 
 on_device = contextlib.nullcontext
 

@@ -17,9 +17,9 @@ from unittest import mock
 import numpy as np
 
 from nbbce import _compile_cuda, _cuda, functional
-from nbbce._blocks_cuda import Spec
 from nbbce._call import Call
 from nbbce._device_arrays import DeviceArray, Library
+from nbbce._elements_cuda import Spec
 from nbbce._files import Problem, one_line
 
 Capability = tuple[int, int]

@@ -16,7 +16,7 @@ LOADED_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
 def specs() -> dict[str, Any]:
     """Kernels by name: task, what it is of, and how it lies in memory."""
-    from nbbce._blocks_cuda import Memory, Spec
+    from nbbce._elements_cuda import Memory, Spec
 
     def at(kind: str, access: str = "vector") -> Any:
         return Memory(kind, access)

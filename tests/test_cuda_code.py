@@ -89,9 +89,9 @@ def test_every_operation_is_rounded_to_nearest_once(code, key):
 @of(KEYS)
 @needs_compiler
 def test_kernel_is_compiled_with_its_bound_of_threads(code):
-    from nbbce import _blocks_cuda, _compile_cuda
+    from nbbce import _compile_cuda, _elements_cuda
 
-    assert re.search(rf"\.maxntid {_blocks_cuda.THREADS}\b", code.ptx)
+    assert re.search(rf"\.maxntid {_elements_cuda.THREADS}\b", code.ptx)
     (blocks,) = map(int, re.findall(r"\.minnctapersm (\d+)", code.ptx))
     assert _compile_cuda.FEWEST_BLOCKS <= blocks <= _compile_cuda.BLOCKS_OF_EACH
 

@@ -2119,7 +2119,7 @@ CUDA_HEAD = '''\
 """CUDA formulas.  Written by tools/generate_kernels.py: change the table there.
 
 Formulas take and give one element; their text is that of _generated_cpu.py, so that their bits are.  The kernels that
-call them are in nbbce/_blocks_cuda.py.
+call them are in nbbce/_elements_cuda.py and nbbce/_blocks_cuda.py.
 """
 
 import numpy as np

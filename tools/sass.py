@@ -118,7 +118,7 @@ def model(loop: Loop, elements: float, bytes_of_element: int) -> tuple[float, st
 
 def main_kernels() -> dict[str, tuple[Any, int]]:
     """The kernels of the table, each with the bytes that an element moves; labels have the dtype of the input."""
-    from nbbce._blocks_cuda import Memory, Spec
+    from nbbce._elements_cuda import Memory, Spec
 
     found: dict[str, tuple[Any, int]] = {}
     for kind, size in (("float32", 4), ("bfloat16", 2), ("float16", 2), ("float64", 8)):

@@ -8,7 +8,7 @@ from devices import FLOATS, FOCAL, LOGITS, PROBABILITIES, as_tuple
 from simulator import agree, place
 
 import nbbce
-from nbbce import _blocks_cuda, _cuda
+from nbbce import _blocks_cuda, _cuda, _elements_cuda
 from nbbce._generated_cuda import BLOCK
 
 # Sizes around a row of lanes (256), the threshold of products (1024), a block (4096), and of three blocks.
@@ -131,7 +131,7 @@ def test_sums_of_more_blocks_than_lanes_are_added_as_the_cpu_adds_them(monkeypat
     # In each of 600 blocks the first element alone costs something, 1000 times its weight; so a block's sum can be
     # read, where the simulator would take minutes to compute it.  What is tested is how 600 of them are added.
     def first_alone(spec):
-        read = _blocks_cuda._reader(spec, "weight", 1)
+        read = _elements_cuda._reader(spec, "weight", 1)
 
         def sum_of_losses(begin, count, at, layout, writing, scale, numbers):
             return np.float64(read(at, begin, layout)[0]) * 1000.0

@@ -1,0 +1,589 @@
+"""What a kernel of a device is made for, its operands in memory, and what one thread does with an element.
+
+A kernel is made for a `Spec`: which operands a call has, of which dtypes, how each lies in memory, and what is wanted.
+What the spec decides is decided while the kernel is made, by the functions that it closes over; so one text serves all,
+and a compiled kernel holds nothing that its call does not need.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from nbbce import _generated_cuda as formulas
+from nbbce._primitives_cuda import device, fma, least, loader, storer
+
+F32, F64, I64, U32, U64 = np.float32, np.float64, np.int64, np.uint32, np.uint64
+
+WARP = 32
+# Threads of a block: four warps; the simulator, which has no warps, runs one.
+THREADS = 128
+# Every kernel takes the same arguments: addresses of the operands, in this order; of the result, of the sums of blocks,
+# of the counter of thread blocks that are done, and of the number of elements that count, if a mask decides it; sizes;
+# numbers; and the shape and the strides of what is strided.
+OPERANDS = "input target weight pos_weight grad_output where loss gradient hessian".split()
+ADDRESSES, SIZES, NUMBERS = len(OPERANDS) + 4, 1, 9
+
+
+class Memory(NamedTuple):
+    """How an operand lies in memory."""
+
+    kind: str
+    access: str
+    """'vector': dense, and aligned for accesses of 16 bytes; 'dense'; or 'strided'."""
+
+
+class Spec(NamedTuple):
+    """What a kernel is made for."""
+
+    task: str
+    """'sum', 'each', 'check' (the first element out of its domain) or 'count' (of those that `where` keeps)."""
+    family: str
+    computed: str
+    input: Memory
+    target: Memory
+    weight: Memory | None = None
+    pos_weight: Memory | None = None
+    grad_output: Memory | None = None
+    where: Memory | None = None
+    loss: Memory | None = None
+    gradient: Memory | None = None
+    hessian: Memory | None = None
+    result: str = ""
+    """Dtype of a sum."""
+    shares: bool = False
+    loss_scaled: bool = False
+    gradient_scaled: bool = False
+    dimensions: int = 0
+    """Of the layout of strided operands; 0 if none is."""
+    pairs: bool = True
+    """Whether the device converts two floats to 16 bits at once."""
+
+    @property
+    def operands(self) -> tuple[Memory | None, ...]:
+        """The operands, in the order of their addresses."""
+        return tuple(getattr(self, name) for name in OPERANDS)
+
+    @property
+    def width(self) -> int:
+        """Neighbours that a thread takes at once: 16 bytes of the input; for sums the four lanes that it has."""
+        # One by one where memory is not aligned: neighbouring threads then read neighbouring elements.
+        if self.dimensions or any(memory is not None and memory.access == "dense" for memory in self.operands):
+            return 1
+        return (
+            4
+            if self.task in ("sum", "count")
+            else 16 // (2 if "16" in self.input.kind else int(self.computed[5:]) // 8)
+        )
+
+    @property
+    def exact(self) -> bool:
+        """Whether a sum keeps what each addition loses."""
+        return self.task == "sum" and (self.computed == "float64" or self.family == "focal_")
+
+    @property
+    def quick(self) -> bool:
+        """Whether a sum is of 16-bit numbers and rounded to 16 bits, so that the device's own logarithm will do.
+
+        Its lanes are float32, where losses of up to 100 add up to no infinity, and weighted ones might.
+        """
+        short = "float16" in self.input.kind and "float16" in self.result
+        return self.task == "sum" and short and not (self.family or self.shares or self.weight)
+
+    @property
+    def by_products(self) -> bool:
+        """Whether a block may be summed by a product."""
+        plain = self.task == "sum" and self.weight is None and not self.shares
+        return plain and (not self.family or (self.family == "logits_" and self.computed == "float32"))
+
+
+# -------------------------------------------------------------------------------------------------- operands
+
+
+def _offset(dimensions: int, strides: int) -> Any:
+    """A function (flat index, layout) -> bytes from the first element; the layout holds the strides at `strides`."""
+    if dimensions == 0:
+
+        @device
+        def no_offset(index, layout):
+            return I64(0)
+
+        return no_offset
+    if dimensions == 1:
+
+        @device
+        def first_offset(index, layout):
+            return index * layout[strides]  # what is left of an index is within the first extent
+
+        return first_offset
+    last, outer, stride = dimensions - 1, _offset(dimensions - 1, strides), strides + dimensions - 1
+
+    @device
+    def offset(index, layout):
+        extent = U64(layout[last])
+        return I64(U64(index) % extent) * layout[stride] + outer(I64(U64(index) // extent), layout)
+
+    return offset
+
+
+def _reader(spec: Spec, name: str, width: int) -> Any:
+    """A function (addresses, index, layout) -> `width` values of an operand; ones, if the call does not have it."""
+    memory, place = getattr(spec, name), OPERANDS.index(name)
+    computed = spec.computed if name in ("input", "target", "where") else "float64"
+    if memory is None:
+        ones = (np.dtype(computed).type(1.0),) * width
+
+        @device
+        def read_nothing(at, index, layout):
+            return ones
+
+        return read_nothing
+    if memory.access == "strided":
+        load = loader(memory.kind, computed, 1)
+        offset = _offset(spec.dimensions, spec.dimensions * (1 + place))
+
+        @device
+        def read_strided(at, index, layout):
+            return load(at[place] + offset(index, layout), I64(0))
+
+        return read_strided
+    load_dense = loader(memory.kind, computed, width, memory.access == "vector")
+
+    @device
+    def read(at, index, layout):
+        return load_dense(at[place], index)
+
+    return read
+
+
+def _writer(spec: Spec, name: str, width: int) -> Any:
+    """A function (addresses, index, layout, values) that writes `width` results."""
+    memory, place = getattr(spec, name), OPERANDS.index(name)
+    if memory is None:
+
+        @device
+        def write_nothing(at, index, layout, values):
+            return None
+
+        return write_nothing
+    if memory.access == "strided":
+        store = storer(memory.kind, spec.computed, 1)
+        offset = _offset(spec.dimensions, spec.dimensions * (1 + place))
+
+        @device
+        def write_strided(at, index, layout, values):
+            store(at[place] + offset(index, layout), I64(0), values)
+
+        return write_strided
+    store_dense = storer(memory.kind, spec.computed, width, memory.access == "vector", spec.pairs)
+
+    @device
+    def write(at, index, layout, values):
+        store_dense(at[place], index, values)
+
+    return write
+
+
+# -------------------------------------------------------------------------------------------------- one element
+
+
+def masked_of(spec: Spec) -> Any:
+    """A function that puts what costs nothing where the mask is False."""
+    T, blank = np.dtype(spec.computed).type, np.dtype(spec.computed).type(-1e30 if spec.family else 0.0)
+    if spec.where is None:
+
+        @device
+        def keep(x, y, w, mask):
+            return x, y, w
+
+        return keep
+    zero = T(0.0)
+
+    @device
+    def mask_out(x, y, w, mask):
+        kept = mask != zero
+        return x if kept else blank, y if kept else zero, w if kept else 0.0
+
+    return mask_out
+
+
+def inside_of(spec: Spec) -> Any:
+    """A function (x, y) -> whether both are in their domain; a logit may be any number."""
+    zero, one = np.dtype(spec.computed).type(0.0), np.dtype(spec.computed).type(1.0)
+    if spec.family:
+
+        @device
+        def label_inside(x, y):
+            return (y >= zero) & (y <= one)
+
+        return label_inside
+
+    half = np.dtype(spec.computed).type(0.5)
+
+    @device
+    def both_inside(x, y):
+        # The nearer end is what the formulas take too, so one comparison does for x.
+        t = one - x if x > half else x
+        return (t >= zero) & (y >= zero) & (y <= one)
+
+    return both_inside
+
+
+def shares_of_label(spec: Spec) -> Any:
+    """A function that gives the label's shares: a stands for 1-y and b for y."""
+    if not spec.shares:
+
+        @device
+        def no_shares(y, positive, mask, numbers):
+            return 0.0, 0.0
+
+        return no_shares
+    masked, zero = spec.where is not None, np.dtype(spec.computed).type(0.0)
+
+    @device
+    def shares(y, positive, mask, numbers):
+        keep, half, factor = numbers[0], numbers[1], numbers[2]
+        a = fma(1.0 - F64(y), keep, half)
+        b = fma(F64(y), keep, half)
+        b = b if b == 0.0 else b * factor  # an infinite factor of nothing is nothing
+        b = b if b == 0.0 else b * positive
+        gone = masked and mask == zero
+        return 0.0 if gone else a, 0.0 if gone else b
+
+    return shares
+
+
+def wide_loss_of(spec: Spec) -> Any:
+    """A function (x, y, a, b, numbers) -> the loss in float64, as sums take it."""
+    prefix = f"{spec.family}shares_" if spec.shares else spec.family
+    if spec.quick:
+
+        @device
+        def quick_loss(x, y, a, b, numbers):
+            return formulas.quick_loss(x, y)
+
+        return quick_loss
+    if spec.family == "focal_":
+        focal_loss = formulas.focal_loss_float64
+
+        @device
+        def wide_focal_loss(x, y, a, b, numbers):
+            loss, late = focal_loss(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
+            return loss * late
+
+        return wide_focal_loss
+    shares = spec.shares
+    if spec.computed == "float64":
+        formula = getattr(formulas, f"{prefix}loss_float64")
+        if spec.family:
+
+            @device
+            def late_loss_float64(x, y, a, b, numbers):
+                loss, late = formula(x, a, b) if shares else formula(x, y)
+                return loss * late
+
+            return late_loss_float64
+
+        @device
+        def loss_float64(x, y, a, b, numbers):
+            return formula(x, a, b) if shares else formula(x, y)
+
+        return loss_float64
+    terms, wide = getattr(formulas, f"{spec.family}terms_float32"), getattr(formulas, f"{prefix}wide_loss")
+    if spec.family:
+
+        @device
+        def logits_loss(x, y, a, b, numbers):
+            r, s, power, h = terms(x)
+            if shares:
+                return wide(x, a, b, F64(r), F64(s), F64(power), F64(h))
+            return wide(x, F64(y), F64(r), F64(s), F64(power), F64(h))
+
+        return logits_loss
+
+    @device
+    def loss(x, y, a, b, numbers):
+        t, q, e, g, h = terms(x)
+        if shares:
+            return wide(x, a, b, F64(t), F64(q), F64(e), F64(g), F64(h))
+        return wide(x, F64(y), F64(t), F64(q), F64(e), F64(g), F64(h))
+
+    return loss
+
+
+def _each_loss(spec: Spec) -> Any:
+    """A function (x, y, a, b, w, scale, numbers) -> the loss, times w and `scale`, rounded once."""
+    T, weighted, scaled = np.dtype(spec.computed).type, spec.weight is not None, spec.loss_scaled
+    wide = wide_loss_of(spec)
+    if spec.computed == "float32" and spec.family != "focal_":
+        if spec.shares or weighted or scaled:
+
+            @device
+            def scaled_loss(x, y, a, b, w, scale, numbers):
+                loss = wide(x, y, a, b, numbers)
+                return T(loss * (w * scale)) if weighted else T(loss * scale)
+
+            return scaled_loss
+        exact = not spec.family and (spec.target.kind == "float16" or "int" in spec.target.kind)
+        formula = formulas.exact_label_loss if exact else getattr(formulas, f"{spec.family}loss_float32")
+        if spec.family:
+
+            @device
+            def logits_loss(x, y, a, b, w, scale, numbers):
+                loss, late = formula(x, y)
+                return loss * late
+
+            return logits_loss
+
+        @device
+        def loss_float32(x, y, a, b, w, scale, numbers):
+            return formula(x, y)
+
+        return loss_float32
+    if spec.family:
+        return _late(spec, "loss", weighted, scaled)
+
+    @device
+    def loss_float64(x, y, a, b, w, scale, numbers):
+        loss = wide(x, y, a, b, numbers)
+        if weighted:
+            return loss * (w * scale)
+        return loss * scale if scaled else loss
+
+    return loss_float64
+
+
+def _derivative(spec: Spec, what: str) -> Any:
+    """The same for the 'gradient' or the 'hessian'."""
+    T = np.dtype(spec.computed).type
+    weighted = spec.weight is not None or spec.grad_output is not None or spec.where is not None
+    scaled = spec.gradient_scaled
+    if spec.family:
+        return _late(spec, what, weighted, scaled)
+    clipped = getattr(spec, what) is not None and getattr(spec, what).kind == "float16"
+    most = T(65504.0)  # a gradient of 1e12 has no other half
+    formula = formulas.shares_gradient_float64 if spec.shares else getattr(formulas, f"gradient_{spec.computed}")
+    shares = spec.shares
+
+    @device
+    def gradient(x, y, a, b, w, scale, numbers):
+        value = T(formula(F64(x), a, b)) if shares else formula(x, y)
+        if weighted:
+            value = T(F64(value) * (w * scale))
+        elif scaled:
+            value = T(F64(value) * scale)
+        if clipped:
+            value = most if value > most else value
+            value = -most if value < -most else value
+        return value
+
+    return gradient
+
+
+def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
+    """The same for what a formula gives with a factor to multiply in last."""
+    T, family, shares = np.dtype(spec.computed).type, spec.family, spec.shares
+    if family == "focal_":
+        focal = getattr(formulas, f"focal_{what}_float64")
+
+        @device
+        def late_focal(x, y, a, b, w, scale, numbers):
+            value, late = focal(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
+            return T(value * (w * scale) * late) if weighted else T(value * scale * late)
+
+        return late_focal
+    if shares:
+        wide = getattr(formulas, f"logits_shares_{what}_float64")
+
+        @device
+        def late_shares(x, y, a, b, w, scale, numbers):
+            value, late = wide(F64(x), a, b)
+            return T(value * (w * scale) * late) if weighted else T(value * scale * late)
+
+        return late_shares
+    formula = getattr(formulas, f"logits_{what}_{spec.computed}")
+
+    @device
+    def late_value(x, y, a, b, w, scale, numbers):
+        value, late = formula(x, y)
+        if weighted:
+            return T(F64(value) * (w * scale) * F64(late))
+        # The product of two float32 is exact in float64, so without a scale it is rounded once either way.
+        return T(F64(value) * scale * F64(late)) if scaled else value * late
+
+    return late_value
+
+
+def element_of(spec: Spec) -> Any:
+    """A function -> loss, gradient and hessian of an element, those that the spec wants; NaN out of the domain."""
+    T = np.dtype(spec.computed).type
+    nan, zero = T(np.nan), T(0.0)
+    inside, masked, shares_of = inside_of(spec), masked_of(spec), shares_of_label(spec)
+    losses, gradients, hessians = spec.loss is not None, spec.gradient is not None, spec.hessian is not None
+    loss_of = _each_loss(spec) if losses else None
+    gradient_of = _derivative(spec, "gradient") if gradients else None
+    hessian_of = _derivative(spec, "hessian") if hessians else None
+
+    @device
+    def element(x, y, w, p, g, mask, loss_scale, gradient_scale, numbers):
+        _, _, factor = masked(x, y, g * w, mask)  # where nothing counts, g may be anything too
+        x, y, w = masked(x, y, w, mask)
+        a, b = shares_of(y, p, mask, numbers)
+        ok = inside(x, y)
+        loss, gradient, hessian = zero, zero, zero
+        if losses:
+            loss = loss_of(x, y, a, b, w, loss_scale, numbers)
+            loss = loss if ok else nan
+        if gradients:
+            gradient = gradient_of(x, y, a, b, factor, gradient_scale, numbers)
+            gradient = gradient if ok else nan
+        if hessians:
+            hessian = hessian_of(x, y, a, b, factor, gradient_scale, numbers)
+            hessian = hessian if ok else nan
+        return loss, gradient, hessian
+
+    return element
+
+
+class Operands(NamedTuple):
+    """Readers and writers of all operands, for one number of neighbours."""
+
+    x: Any
+    y: Any
+    w: Any
+    p: Any
+    g: Any
+    mask: Any
+    loss: Any
+    gradient: Any
+    hessian: Any
+
+    @classmethod
+    def of(cls, spec: Spec, width: int) -> Operands:
+        make = [_reader if name in OPERANDS[:6] else _writer for name in OPERANDS]
+        return cls(*(make_one(spec, name, width) for make_one, name in zip(make, OPERANDS, strict=True)))
+
+
+def each_kernel(spec: Spec) -> Callable[..., None]:
+    """One result an element: each thread takes `width` neighbours, and those of the next threads of the grid."""
+    width, element = spec.width, element_of(spec)
+    one, some = Operands.of(spec, 1), Operands.of(spec, width)
+    x1, y1, w1, p1, g1, m1, loss1, gradient1, hessian1 = one
+    xs, ys, ws, ps, gs, ms, losses, gradients, hessians = some
+
+    @device
+    def take_one(at, i, layout, loss_scale, gradient_scale, numbers):
+        loss, gradient, hessian = element(
+            x1(at, i, layout)[0],
+            y1(at, i, layout)[0],
+            w1(at, i, layout)[0],
+            p1(at, i, layout)[0],
+            g1(at, i, layout)[0],
+            m1(at, i, layout)[0],
+            loss_scale,
+            gradient_scale,
+            numbers,
+        )
+        loss1(at, i, layout, (loss,))
+        gradient1(at, i, layout, (gradient,))
+        hessian1(at, i, layout, (hessian,))
+
+    # NVVM does not unroll a loop with so large a body, so the neighbours are written out, by halves.
+    def neighbours_from(k: int, n: int) -> Any:
+        if n == 1:
+
+            @device
+            def single(x, y, w, p, g, m, loss_scale, gradient_scale, numbers):
+                loss, gradient, hessian = element(
+                    x[k], y[k], w[k], p[k], g[k], m[k], loss_scale, gradient_scale, numbers
+                )
+                return (loss,), (gradient,), (hessian,)
+
+            return single
+        first, second = neighbours_from(k, n // 2), neighbours_from(k + n // 2, n // 2)
+
+        @device
+        def both(x, y, w, p, g, m, loss_scale, gradient_scale, numbers):
+            l0, d0, h0 = first(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
+            l1, d1, h1 = second(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
+            return l0 + l1, d0 + d1, h0 + h1
+
+        return both
+
+    neighbours = neighbours_from(0, width)
+
+    @device
+    def read(at, i, layout):
+        return (
+            xs(at, i, layout),
+            ys(at, i, layout),
+            ws(at, i, layout),
+            ps(at, i, layout),
+            gs(at, i, layout),
+            ms(at, i, layout),
+        )
+
+    @device
+    def write(at, i, layout, operands, loss_scale, gradient_scale, numbers):
+        x, y, w, p, g, m = operands
+        loss, gradient, hessian = neighbours(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
+        losses(at, i, layout, loss)
+        gradients(at, i, layout, gradient)
+        hessians(at, i, layout, hessian)
+
+    counted = spec.where is not None
+    read_count = loader("float64", "float64", 1)
+
+    def each(
+        x, y, w, p, g, m, loss, gradient, hessian, result, sums, counter, kept, size, loss_scale, gradient_scale,
+        divisor, keep, half, positive, gamma, alpha, alpha_of_0, layout,
+    ):  # fmt: skip
+        at = (x, y, w, p, g, m, loss, gradient, hessian)
+        numbers = (keep, half, positive, gamma, alpha, alpha_of_0)
+        if counted and kept != 0:
+            gradient_scale = gradient_scale / read_count(kept, I64(0))[0]
+        thread = I64(cuda.blockIdx.x) * I64(cuda.blockDim.x) + I64(cuda.threadIdx.x)
+        threads = I64(cuda.gridDim.x) * I64(cuda.blockDim.x)
+        whole = size // width
+        i, step, stop = I64(thread * width), I64(threads * width), I64(whole * width)
+        # Two at a time: both are read before the first is computed, since a store might be to what is read after it.
+        # Of 16-bit numbers one access brings eight, which is enough.
+        while width <= 4 and i + step < stop:
+            here, there = read(at, i, layout), read(at, i + step, layout)
+            write(at, i, layout, here, loss_scale, gradient_scale, numbers)
+            write(at, i + step, layout, there, loss_scale, gradient_scale, numbers)
+            i += 2 * step
+        while i < stop:
+            write(at, i, layout, read(at, i, layout), loss_scale, gradient_scale, numbers)
+            i += step
+        if width > 1:
+            i = I64(stop + thread)
+            if i < size:
+                take_one(at, i, layout, loss_scale, gradient_scale, numbers)
+
+    return each
+
+
+def check_kernel(spec: Spec) -> Callable[..., None]:
+    """The least index of an element out of its domain, if there is one, goes to the result."""
+    inside, masked = inside_of(spec), masked_of(spec)
+    x1, y1, m1 = (_reader(spec, name, 1) for name in ("input", "target", "where"))
+
+    def check(
+        x, y, w, p, g, m, loss, gradient, hessian, result, sums, counter, kept, size, loss_scale, gradient_scale,
+        divisor, keep, half, positive, gamma, alpha, alpha_of_0, layout,
+    ):  # fmt: skip
+        at = (x, y, w, p, g, m, loss, gradient, hessian)
+        thread = I64(cuda.blockIdx.x) * I64(cuda.blockDim.x) + I64(cuda.threadIdx.x)
+        for k in range(thread, size, I64(cuda.gridDim.x) * I64(cuda.blockDim.x)):
+            i = I64(k)
+            xi, yi, _ = masked(x1(at, i, layout)[0], y1(at, i, layout)[0], 1.0, m1(at, i, layout)[0])
+            if not inside(xi, yi):
+                least(result, i)
+
+    return check
