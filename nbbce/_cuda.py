@@ -139,6 +139,7 @@ class _Launch:
         task: str,
         arrays: dict[str, DeviceArray],
         result: DeviceArray | None = None,
+        loss_scale: float = 1.0,
         divisor: float = 1.0,
         **options: Any,
     ) -> None:
@@ -187,7 +188,7 @@ class _Launch:
         else:
             threads = THREADS
             grid = min(-(-size // (width * threads)) or 1, resident * processors)
-        numbers = (call.weight_number, gradient_scale(call), divisor, *self.numbers)
+        numbers = (loss_scale, gradient_scale(call), divisor, *self.numbers)
         assert len(numbers) == NUMBERS
         addresses = [arrays[name].address if name in arrays else 0 for name in OPERANDS]
         arguments = (*addresses, 0 if result is None else result.address, sums_at, counter_at, self.kept_at, size)
@@ -261,9 +262,9 @@ def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
         }
         if summing:
             divisor = float(call.count) if mean and call.where is None else 1.0
-            launch.launch("sum", arrays, result, divisor, **options)
+            launch.launch("sum", arrays, result, call.weight_number, divisor, **options)
         else:
-            launch.launch("each", arrays, **options)
+            launch.launch("each", arrays, None, call.weight_number, **options)
     return value, results.get("gradient"), results.get("hessian")
 
 

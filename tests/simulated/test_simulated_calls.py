@@ -122,6 +122,19 @@ def test_mask_of_any_shape_gives_the_bits_of_the_cpu(where, reduction, rng):
         agree(function, x, y, reduction=reduction, where=where)
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_masked_mean_with_a_number_for_weight_has_the_bits_of_the_cpu(function, rng):
+    x, y = arrays(rng, function)
+    agree(devices.of_function(function)[0], x, y, 2.5, reduction="mean", where=rng.random(SHAPE) < 0.5)
+
+
+def test_masked_mean_with_a_number_for_weight_is_over_the_elements_that_are_kept():
+    # 2 log 2 for each of the two that are kept
+    x, y, where = np.full(3, 0.5), np.ones(3), np.array([True, False, True])
+    loss = nbbce.binary_cross_entropy(place(x), place(y), 2.0, where=place(where))
+    assert to_host(loss) == 1.3862943611198906
+
+
 @pytest.mark.parametrize("grad_output", [2.0, "row", "all"])
 def test_grad_output_of_losses_gives_the_bits_of_the_cpu(grad_output, rng):
     x, y = arrays(rng, "binary_cross_entropy")
