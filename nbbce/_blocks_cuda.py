@@ -46,6 +46,7 @@ from nbbce._generated_cuda import (
     exp_parts_float32,
     log_rest_float64,
     split_float64,
+    two_sum_float64,
 )
 from nbbce._primitives_cuda import (
     any_lane,
@@ -90,16 +91,13 @@ def _lanes(spec: Spec) -> tuple[Any, Any, Any, Any]:
 
     @device
     def add_exactly(lane, loss, w):
-        term = loss * w if weighted else loss
-        total = lane[0] + term
-        back = total - lane[0]
-        return total, lane[1] + ((lane[0] - (total - back)) + (term - back))
+        total, error = two_sum_float64(lane[0], loss * w if weighted else loss)
+        return total, lane[1] + error
 
     @device
     def join_exactly(lane, other):
-        total = lane[0] + other[0]
-        back = total - lane[0]
-        return total, lane[1] + (other[1] + ((lane[0] - (total - back)) + (other[0] - back)))
+        total, error = two_sum_float64(lane[0], other[0])
+        return total, lane[1] + (other[1] + error)
 
     @device
     def shuffled_exactly(lane, distance):
@@ -485,9 +483,8 @@ def sum_kernel(spec: Spec) -> Callable[..., None]:
 
     @device
     def add_exactly(lane, term):
-        total = lane[0] + term
-        back = total - lane[0]
-        return total, lane[1] + ((lane[0] - (total - back)) + (term - back))
+        total, error = two_sum_float64(lane[0], term)
+        return total, lane[1] + error
 
     @device
     def finish(total, result, loss_scale, divisor):
@@ -547,11 +544,8 @@ def sum_kernel(spec: Spec) -> Callable[..., None]:
         width = LANES // 2
         while width > 0:
             for lane in range(thread, I64(width), threads):
-                total, other = totals[lane], totals[lane + width]
-                sum_ = total + other
-                back = sum_ - total
-                errors[lane] += errors[lane + width] + ((total - (sum_ - back)) + (other - back))
-                totals[lane] = sum_
+                totals[lane], error = two_sum_float64(totals[lane], totals[lane + width])
+                errors[lane] += errors[lane + width] + error
             cuda.syncthreads()
             width //= 2
         if thread == 0:

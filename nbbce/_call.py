@@ -486,6 +486,11 @@ def _take_out(call: Call, out: Any) -> None:
             setattr(call, f"{name}_out", own)
 
 
+def has_shares(call: Call) -> bool:
+    """Whether a label is more than 1-y and y."""
+    return call.pos_weight is not None or call.pos_weight_number != 1.0 or call.label_smoothing != 0.0
+
+
 def gradient_scale(call: Call) -> float:
     """What every element's gradient is multiplied by: the numbers among the weights, over the count for a mean."""
     scale = call.weight_number * call.grad_output_number

@@ -37,7 +37,7 @@ from nbbce._blocks_cpu import (
     run_serial,
     walk,
 )
-from nbbce._call import Call, gradient_scale, out_of_domain
+from nbbce._call import Call, gradient_scale, has_shares, out_of_domain
 
 # Above this many elements the parallel loop is the faster of the two: on two threads the serial one was at 16384 (10.6
 # against 11.0 us for soft labels), the parallel one at 32768 (18.0 against 14.8; losses of each: 12.7 against 12.2).
@@ -247,11 +247,6 @@ def _launched_on(threads: int, serial: Any, parallel: Any, *arguments: Any) -> A
         _launch.release()
 
 
-def _has_shares(call: Call) -> bool:
-    """Whether a label is more than 1-y and y."""
-    return call.pos_weight is not None or call.pos_weight_number != 1.0 or call.label_smoothing != 0.0
-
-
 def _pass(
     call: Call,
     loss: Array | None,
@@ -263,7 +258,7 @@ def _pass(
     """One pass over the inputs; returns the sum and the flat index of the first bad element, or -1."""
     x, y, where = call.input, call.target, call.where
     grad_output = None if gradient is None else call.grad_output
-    shares = not check and _has_shares(call)
+    shares = not check and has_shares(call)
     weighted = loss is not None and call.weight_number != 1.0
     if (
         _quick
@@ -347,7 +342,7 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
         None if a is None else a.transpose(order)
         for a in (x, call.target, call.weight, call.pos_weight, grad_output, call.where, None, gradient, None)
     )
-    shares = _has_shares(call)
+    shares = has_shares(call)
     dtype = call.dtype if call.counts is None else np.dtype(np.float64)
     own = call.value_out
     in_place = own is not None and own.flags.c_contiguous and call.counts is None

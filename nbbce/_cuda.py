@@ -13,7 +13,7 @@ import numpy as np
 from numba.core import config
 
 from nbbce._arrays import kind_of, layout
-from nbbce._call import Call, gradient_scale, out_of_domain
+from nbbce._call import Call, gradient_scale, has_shares, out_of_domain
 from nbbce._device_arrays import DeviceArray, Exchanged, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
 from nbbce._generated_cuda import BLOCK
@@ -36,10 +36,6 @@ _recorded: list[Any] = []
 # To find that out anew takes 5 to 20 us.
 MOST_KERNELS = 1000
 _kernels: dict[tuple[Any, ...], tuple[Any, int, int, tuple[int, ...]]] = {}
-
-
-def _shares(call: Call) -> bool:
-    return call.pos_weight is not None or call.pos_weight_number != 1.0 or call.label_smoothing != 0.0
 
 
 def _memories(arrays: dict[str, DeviceArray]) -> tuple[dict[str, Memory], tuple[int, ...], int]:
@@ -256,7 +252,7 @@ def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
             launch.kept_at = kept_memory.address
         scaled = mean or call.weight_number * call.grad_output_number != 1.0
         options: dict[str, Any] = {
-            "shares": _shares(call),
+            "shares": has_shares(call),
             "loss_scaled": call.weight_number != 1.0,
             "gradient_scaled": scaled,
         }

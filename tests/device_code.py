@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
-import importlib.util
 import re
-import subprocess
-import tempfile
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+import sass
 
 ARCHITECTURES = ((7, 5), (8, 0), (9, 0), (10, 0), (12, 0))
 LOADED_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
@@ -99,15 +100,6 @@ def without_environments(ptx: str) -> str:
     return left
 
 
-def nvdisasm() -> str:
-    """Path of the disassembler; a FileNotFoundError without its package."""
-    packages = importlib.util.find_spec("nvidia")
-    for folder in packages.submodule_search_locations or () if packages else ():
-        for found in sorted(Path(folder).glob("*/bin/nvdisasm*")):
-            return str(found)
-    raise FileNotFoundError("nvdisasm")
-
-
 def compiled(key: tuple[str, tuple[int, int]]) -> Code:
     """The kernel of a name for an architecture, as it would run there."""
     from nbbce._compile_cuda import code_of, ptx_of
@@ -115,10 +107,7 @@ def compiled(key: tuple[str, tuple[int, int]]) -> Code:
     name, arch = key
     spec = specs()[name]._replace(pairs=arch >= (8, 0))
     ptx = ptx_of(spec, arch)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(code_of(ptx, arch))
-        text = subprocess.run([nvdisasm(), str(path)], capture_output=True, text=True, check=True).stdout
+    text = sass.sass_of(code_of(ptx, arch))
     kernel = re.search(r"^\.text\.nbbce_kernel:\n(.*?)(?=^\t\.section)", text, re.MULTILINE | re.DOTALL)
     assert kernel is not None
     instructions: list[str] = []

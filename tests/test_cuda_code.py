@@ -28,7 +28,7 @@ def _missing():
     packages = ("numba_cuda", "array_api_compat", "cuda")
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     try:
-        device_code.nvdisasm()
+        device_code.sass.nvdisasm()
     except FileNotFoundError:
         absent.append("nvdisasm")
     return absent

@@ -10,7 +10,6 @@ busiest, or the scheduler; a loop is as near to memory speed as that time allows
 from __future__ import annotations
 
 import argparse
-import collections
 import importlib.util
 import json
 import re
@@ -47,11 +46,6 @@ class Loop(NamedTuple):
         """Instructions whose name begins with what the pattern matches."""
         return sum(bool(re.match(pattern, line)) for line in self.instructions)
 
-    @property
-    def opcodes(self) -> collections.Counter[str]:
-        """How often each instruction stands in it."""
-        return collections.Counter(re.split(r"[.\s]", line)[0] for line in self.instructions)
-
 
 def nvdisasm() -> str:
     """Path of the disassembler; a FileNotFoundError if its package is not installed."""
@@ -65,17 +59,12 @@ def nvdisasm() -> str:
     raise FileNotFoundError("nvdisasm: install nvidia-cuda-nvdisasm")
 
 
-def sass_of(code: bytes) -> str:
-    """Text of machine code."""
+def sass_of(code: bytes, *options: str) -> str:
+    """Text of machine code, and of what else `options` of nvdisasm ask for; with ``-c`` of the code alone."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(code)
-        return subprocess.run([nvdisasm(), "-c", str(path)], capture_output=True, text=True, check=True).stdout
-
-
-def instructions_of(sass: str) -> list[str]:
-    """The instructions of a kernel, without predicates and padding."""
-    return [line for line, _ in _lines(sass) if not line.startswith("NOP")]
+        return subprocess.run([nvdisasm(), *options, str(path)], capture_output=True, text=True, check=True).stdout
 
 
 def _lines(sass: str) -> list[tuple[str, str]]:
@@ -140,7 +129,7 @@ def reading_loops(spec: Any, capability: tuple[int, int] = (9, 0)) -> list[tuple
     from nbbce._compile_cuda import code_of, ptx_of
 
     size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[spec.input.kind]
-    sass = sass_of(code_of(ptx_of(spec, capability), capability))
+    sass = sass_of(code_of(ptx_of(spec, capability), capability), "-c")
     # Two accesses of neighbours at a time, or a row of eight lanes; other loops are for what is left.
     full = 2 * spec.width if spec.task == "each" and spec.width <= 4 else 8
     loops = [loop for loop in loops_of(sass) if elements_of(loop, size) == full and loop.count("LDG") <= 16]
