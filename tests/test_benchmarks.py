@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -86,7 +87,7 @@ class Device:
 def device(monkeypatch):
     """A device whose arrays are those of NumPy."""
     device = Device()
-    for module in (calls, floor):
+    for module in (calls, floor, rivals):
         monkeypatch.setattr(module, "first_device", lambda largest=0: device)
     library = _bench_cuda.Library("numpy", lambda array: array, np.empty_like)
     monkeypatch.setattr(_bench_cuda, "library", lambda: library)
@@ -121,6 +122,7 @@ def test_a_floor_on_a_device_is_a_copy_of_the_bytes_of_inputs_and_results(functi
     [
         (calls.CudaCalls, ("cuda", "binary_cross_entropy", "mean", "float32", "0/1", "small", "all")),
         (floor.CudaFloor, ("cuda", "binary_cross_entropy", "mean", "float32", "0/1")),
+        (rivals.CudaRivals, ("CuPy", rivals.VALUE, "0/1", "small")),
     ],
 )
 def test_without_a_device_its_benchmarks_are_skipped(benchmark, cell, monkeypatch):
@@ -212,6 +214,36 @@ def test_nbbce_and_numpy_do_the_same_work(work, restored_threads):
     ours, theirs = (rivals.LIBRARIES[library](work, x, y)() for library in ("nbbce", "NumPy"))
     for a, b in [(ours, theirs)] if work == rivals.VALUE else zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+@pytest.mark.parametrize("work", rivals.FUNCTIONS)
+def test_cupy_does_the_same_work_as_numpy_on_arrays_of_its_own(work, monkeypatch):
+    class Own(np.ndarray):
+        """Stands for an array of CuPy."""
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(asarray=lambda array: array.view(Own)))
+    x, y = common.arrays(rivals.FUNCTIONS[work], "float64", "soft", 1000)
+    ours, theirs = (by(work, x, y)() for by in (rivals.by_cupy, rivals.by_numpy))
+    for a, b in [(ours, theirs)] if work == rivals.VALUE else zip(ours, theirs, strict=True):
+        assert work == rivals.VALUE or np.ndim(a) == 0 or isinstance(a, Own)
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("work", rivals.FUNCTIONS)
+def test_a_rival_on_a_device_is_timed_until_it_is_done(work, called, device):
+    benchmark, cell = rivals.CudaRivals(), ("nbbce", work, "0/1", "small")
+    benchmark.setup(*cell)
+    called.clear()
+    waited = device.waited
+    benchmark.time_call(*cell)
+    assert [name for name, *_ in called] == [rivals.FUNCTIONS[work]]
+    assert device.waited == waited + 1
+
+
+def test_a_library_that_is_not_installed_is_skipped_on_a_device(device, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(NotImplementedError, match="cupy"):
+        rivals.CudaRivals().setup("CuPy", rivals.VALUE, "0/1", "small")
 
 
 # --- The gate and the pages, which are about commits ----------------------------------------------------------------

@@ -1,12 +1,13 @@
 """The same work by nbbce and by what users have today; what is not installed is skipped."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba
 import numpy as np
 
-from .common import SIZES, arrays, function_of, set_threads
+from .common import SIZES, arrays, first_device, function_of, set_threads
 
 Work = Callable[[], Any]
 VALUE, BOTH, LOGITS_BOTH = "mean", "value and gradient", "logits, value and gradient"
@@ -42,7 +43,14 @@ def by_numexpr(work: str, x: Any, y: Any) -> Work:
     return lambda: -numexpr.evaluate("sum(y * log(x) + (1 - y) * log1p(-x))") / x.size
 
 
-def by_torch(work: str, x: Any, y: Any, compiled: bool = False) -> Work:
+def by_cupy(work: str, x: Any, y: Any) -> Work:
+    """By what one writes in CuPy: NumPy's functions, which hand CuPy's arrays over to it."""
+    import cupy
+
+    return by_numpy(work, cupy.asarray(x), cupy.asarray(y))
+
+
+def by_torch(work: str, x: Any, y: Any, compiled: bool = False, place: str = "cpu") -> Work:
     """By PyTorch's own functions."""
     import torch
 
@@ -53,7 +61,8 @@ def by_torch(work: str, x: Any, y: Any, compiled: bool = False) -> Work:
     )
     if compiled:
         function = torch.compile(function)
-    leaf, labels = torch.from_numpy(x).requires_grad_(work != VALUE), torch.from_numpy(y)
+    leaf, labels = (torch.from_numpy(array).to(place) for array in (x, y))
+    leaf.requires_grad_(work != VALUE)
 
     def forward_and_backward() -> Any:
         leaf.grad = None
@@ -126,6 +135,50 @@ class Rivals:
         except ImportError as error:
             raise NotImplementedError(str(error)) from None
         self.call()
+
+    def time_call(self, *_: str) -> None:
+        self.call()
+
+
+def by_nbbce_on_device(work: str, x: Any, y: Any) -> Work:
+    """By nbbce, of arrays on the first device."""
+    from nbbce import _bench_cuda
+
+    upload = _bench_cuda.library().upload
+    return by_nbbce(work, upload(x), upload(y))
+
+
+DEVICE_LIBRARIES = {
+    "nbbce": by_nbbce_on_device,
+    "CuPy": by_cupy,
+    "torch": partial(by_torch, place="cuda"),
+    "torch.compile": partial(by_torch, compiled=True, place="cuda"),
+}
+
+
+class CudaRivals:
+    """float32, arrays on the first device; a time is until it is done."""
+
+    params = (list(DEVICE_LIBRARIES), list(FUNCTIONS), ["0/1", "soft"], ["small", "memory"])
+    param_names = ("library", "work", "labels", "size")
+    rounds = 1
+    warmup_time = 0.05
+    repeat = (3, 10, 1.0)
+
+    def setup(self, library: str, work: str, labels: str, size: str) -> None:
+        device = first_device()
+        x, y = arrays(FUNCTIONS[work], "float32", labels, SIZES[size])
+        try:
+            answer = DEVICE_LIBRARIES[library](work, x, y)
+        except ImportError as error:
+            raise NotImplementedError(str(error)) from None
+
+        def call() -> None:
+            answer()
+            device.wait()
+
+        call()
+        self.call = call
 
     def time_call(self, *_: str) -> None:
         self.call()
