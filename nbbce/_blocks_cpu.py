@@ -12,13 +12,12 @@ A call is a vector of integers: the fields below, then the shape, then the strid
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit, prange
 
+from nbbce._axes import depth_of_columns, lanes_of
 from nbbce._compile import entry, walker
-from nbbce._generated_cpu import DEPTH, FIRST, HARD, LANES, LAST, PIECE, add_exactly, fold_exactly
+from nbbce._generated_cpu import FIRST, HARD, LANES, LAST, PIECE, add_exactly, fold_exactly
 from nbbce._primitives_cpu import (
     array_at,
     call_copier,
@@ -66,6 +65,7 @@ SHAPE = 64  # the shape starts here; the operands' strides follow
 WAVE = 16384
 
 loop = njit(error_model="numpy", nogil=True)
+_lanes_of, _depth_of_columns = loop(lanes_of), loop(depth_of_columns)
 
 
 @loop
@@ -347,20 +347,6 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_
 
 
 @loop
-def lanes_of(width):
-    """Elements of the rows of columns that are added side by side: LANES at most, or one row.
-
-    A multiple of 64 if there is one, else of 32, or 16: what a vector loop leaves over runs one by one, and 16 rows of
-    250 elements took 0.60 ns an element where those of 160 take 0.49 (columns of 10, logits).
-    """
-    even = 64
-    while even > 1 and width * even // math.gcd(width, even) > LANES:
-        even //= 2
-    whole = width * even // math.gcd(width, even)
-    return max(1, LANES // whole) * whole
-
-
-@loop
 def _part(outer, inner, group, tiles, tile_width):
     """The call on one index of the outer dimensions and one tile of columns, and where its results start."""
     index, tile = group // tiles, group % tiles
@@ -376,8 +362,8 @@ def _part(outer, inner, group, tiles, tile_width):
         width = min(tile_width, columns - tile * tile_width)
         part[SIZE] = inner[SIZE] // columns * width
         part[SHAPE + dimensions - 1] = width
-        lanes = lanes_of(width)
-        part[LENGTH], part[STEP] = lanes, lanes * (DEPTH if part[PRODUCTS] != 0 else PIECE // lanes)
+        lanes = _lanes_of(width)
+        part[LENGTH], part[STEP] = lanes, lanes * _depth_of_columns(lanes, part[PRODUCTS] != 0)
         part[SPAN] = part[STEP]
         place = index * columns + tile * tile_width
     else:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, float64
 
+from nbbce._axes_cuda import columns_kernel, rows_kernel, segments_kernel
 from nbbce._elements_cuda import (
     F32,
     F64,
@@ -555,6 +556,17 @@ def sum_kernel(spec: Spec) -> Callable[..., None]:
     return sum_
 
 
+KERNELS = {
+    "sum": sum_kernel,
+    "count": sum_kernel,
+    "each": each_kernel,
+    "check": check_kernel,
+    "rows": rows_kernel,
+    "columns": columns_kernel,
+    "segments": segments_kernel,
+}
+
+
 def kernel(spec: Spec) -> Callable[..., None]:
     """The kernel of a spec, as a Python function that a compiler or the simulator takes."""
-    return {"sum": sum_kernel, "count": sum_kernel, "each": each_kernel, "check": check_kernel}[spec.task](spec)
+    return KERNELS[spec.task](spec)

@@ -358,13 +358,11 @@ def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
     call.result_shape = kept_shape if keepdims else tuple(n for d, n in enumerate(shape) if d not in axes)
     if len(axes) == len(shape):
         return
-    if not _is_on_host(call.input):
-        raise NotImplementedError(f"{function}: 'axis' must leave no axis on a device; got {axis!r}")
     call.axes = tuple(sorted(axes))
     elements = math.prod(shape[d] for d in axes)
     if call.where is None:
         call.count = elements
-    else:
+    elif _is_on_host(call.where):
         call.counts = np.count_nonzero(call.where, axis=call.axes, keepdims=True)
         call.count = int(call.counts.min()) if call.counts.size else 0
 

@@ -29,7 +29,7 @@ from numba.core.ccallback import CFunc
 from nbbce._primitives_cpu import COPIER, MAKER, WALKER
 
 # Everything that a kernel is compiled from.
-SOURCES = ("_blocks_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py")
+SOURCES = ("_axes.py", "_blocks_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py")
 # Numba settings that change the code it makes.  Processor name and features are part of Numba's own index key.
 SETTINGS = (
     "BOUNDSCHECK",

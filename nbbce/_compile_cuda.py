@@ -35,7 +35,14 @@ from nbbce._blocks_cuda import kernel
 from nbbce._compile import cache_folder
 from nbbce._elements_cuda import ADDRESSES, NUMBERS, SIZES, THREADS, Spec
 
-SOURCES = ("_blocks_cuda.py", "_compile_cuda.py", "_elements_cuda.py", "_generated_cuda.py", "_primitives_cuda.py")
+SOURCES = (
+    "_axes_cuda.py",
+    "_blocks_cuda.py",
+    "_compile_cuda.py",
+    "_elements_cuda.py",
+    "_generated_cuda.py",
+    "_primitives_cuda.py",
+)
 # Packages of the toolkit that makes code, as they are called for CUDA 13 and for 12.
 TOOLKIT = ("cuda-bindings", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12")
 NAME = "nbbce_kernel"
@@ -49,7 +56,7 @@ BLOCKS_OF_EACH, BLOCKS_OF_SUM, BLOCKS_OF_FLOAT64, FEWEST_BLOCKS = 7, 5, 4, 2
 
 def signature(spec: Spec) -> tuple[Any, ...]:
     """Numba's types of a kernel's arguments."""
-    layout = types.UniTuple(types.int64, max(1, spec.dimensions * 10))
+    layout = types.UniTuple(types.int64, spec.numbers_in_layout)
     return (types.int64,) * (ADDRESSES + SIZES) + (types.float64,) * NUMBERS + (layout,)
 
 
@@ -59,7 +66,7 @@ _compiling = threading.Lock()
 
 def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
     """The PTX of a kernel for a compute capability.  Needs no device and no driver."""
-    blocks = BLOCKS_OF_SUM if spec.task == "sum" else BLOCKS_OF_EACH
+    blocks = BLOCKS_OF_SUM if spec.task in ("sum", "rows", "columns") else BLOCKS_OF_EACH
     blocks = BLOCKS_OF_FLOAT64 if spec.computed == "float64" else blocks
     blocks = FEWEST_BLOCKS if spec.family == "focal_" else blocks  # two links of 5 s each would be one too many
     # numba-cuda asks the current device for its capability when a kernel calls a function, even if it is told one.

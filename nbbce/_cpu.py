@@ -14,6 +14,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from nbbce import _generated_cpu as generated
 from nbbce._arrays import Array, kind_of, layout
+from nbbce._axes import SHORT, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
 from nbbce._blocks_cpu import (
     BY_ROWS,
     DIMENSIONS,
@@ -30,7 +31,6 @@ from nbbce._blocks_cpu import (
     TARGET,
     WHERE,
     WINDOW,
-    lanes_of,
     run_columns_parallel,
     run_columns_serial,
     run_parallel,
@@ -45,13 +45,6 @@ PARALLEL_SIZE = 8 * generated.BLOCK
 
 # Blocks loaded at once where memory runs across the rows, as in a transposed array: 128 KiB of each float32 operand.
 WINDOW_ACROSS = 8
-
-# Columns that are added up side by side where rows are added (see _columns), and segments that rows are cut into.
-TILE, SEGMENTS = 1024, 32
-
-# Rows of fewer elements are not summed by products: a row costs 2 ns besides its elements (rows of 6 logits took 0.92
-# ns an element with them and 0.89 without, rows of 10 took 0.66 and 0.77).
-SHORT = 8
 
 # The logit where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite one makes no NaN.
 BLANK = -1e30
@@ -334,7 +327,7 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
     x, axes = call.input, call.axes
     assert axes is not None
     kept = tuple(d for d in range(x.ndim) if d not in axes)
-    columns, tile = _columns(x.shape, axes)
+    columns, tile = columns_of(x.shape, axes)
     outer = tuple(d for d in kept if d not in columns)
     order = (*outer, *axes, *columns)
     grad_output = None if gradient is None else call.grad_output
@@ -347,34 +340,27 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
     own = call.value_out
     in_place = own is not None and own.flags.c_contiguous and call.counts is None
     results = own if own is not None and in_place else np.empty(call.result_shape, dtype)
-    # Seen in the order in which they come: outer dimensions, then columns.
     rows = math.prod(x.shape[d] for d in axes)
     width = math.prod(x.shape[d] for d in columns)
     groups = math.prod(x.shape[d] for d in outer)
-    place = [(*outer, *columns).index(d) for d in kept]
-    dense = results if place == sorted(place) else np.empty([x.shape[d] for d in (*outer, *columns)], dtype)
     scale = 1.0 if gradient is None else gradient_scale(call)
     if not columns and rows <= generated.PIECE:
         vector = _vector(call, operands, False, False, False, shares, "row", products=rows >= SHORT)
-        # Whole rows, and pieces of 64 elements where that can be: what is left of them runs one by one, and with 1020
-        # elements in place of 960 a sum of rows of 10 took 0.49 ns an element in place of 0.39.
-        whole = math.lcm(rows, 64) if math.lcm(rows, 64) <= generated.PIECE else rows
-        vector[STEP] = vector[SPAN] = generated.PIECE // whole * whole
+        vector[STEP] = vector[SPAN] = step_of_rows(rows)
         vector[BY_ROWS], vector[LENGTH] = 1, rows
-        vector[RESULT], vector[RESULT_ITEM] = _address(dense), dtype.itemsize
+        vector[RESULT], vector[RESULT_ITEM] = _address(results), dtype.itemsize
         arguments: tuple[Any, ...] = (vector, 0, 0, 0, 0, 0, 0, call.weight_number, scale)
         entries: tuple[Any, Any] = (run_serial, run_parallel)
     else:
         tiles = -(-width // tile)
         first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
         inner = _vector(call, first, False, False, False, shares, "column", tiled=tiles > 1)
-        lanes = lanes_of.py_func(tile)
-        deep = generated.DEPTH if inner[PRODUCTS] else generated.PIECE // lanes
-        inner[LENGTH], inner[STEP] = lanes, deep * lanes
+        lanes = lanes_of(tile)
+        inner[LENGTH], inner[STEP] = lanes, lanes * depth_of_columns(lanes, bool(inner[PRODUCTS]))
         inner[SPAN] = inner[STEP]
         inner[WINDOW] = 1 if inner[PRODUCTS] else inner[WINDOW]  # such a block is as large as a window
-        inner[RESULT], inner[RESULT_ITEM] = _address(dense), dtype.itemsize
-        segments = min(SEGMENTS, -(-rows * tile // int(inner[STEP])))
+        inner[RESULT], inner[RESULT_ITEM] = _address(results), dtype.itemsize
+        segments = segments_of(rows, tile, int(inner[STEP]))
         arguments = (
             _outer(operands, len(outer)),
             inner,
@@ -388,8 +374,6 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
         entries = (run_columns_serial, run_columns_parallel)
     found = _launched_on(_threads(x.size), *entries, *arguments)
     bad = found[1] >= 0 if entries[0] is run_serial else bool(found)
-    if dense is not results:
-        results[...] = dense.transpose(place).reshape(results.shape)
     if call.counts is not None:
         counts = call.counts.reshape(results.shape)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -485,21 +469,6 @@ def _divide_by_counts(call: Call) -> None:
         index = tuple(slice(0, 1) if d in (call.axes or ()) else slice(None) for d in range(call.input.ndim))
         call.grad_output = np.broadcast_to(call.grad_output[index] * shares, call.input.shape)
     call.grad_output_number = 1.0
-
-
-def _columns(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """The kept dimensions at the end that make up a row of columns, and the columns of a tile.
-
-    As many as have TILE elements together; a longer last one is cut into tiles.  This decides the tree of
-    additions, so it looks at the shape alone.
-    """
-    columns: tuple[int, ...] = ()
-    width = 1
-    for d in range(len(shape) - 1, -1, -1):
-        if d in axes or (columns and width * shape[d] > TILE):
-            break
-        columns, width = (d, *columns), width * shape[d]
-    return columns, min(width, TILE)
 
 
 def _outer(operands: tuple[Array | None, ...], dimensions: int) -> Array:

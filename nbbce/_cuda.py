@@ -5,24 +5,28 @@ Nothing here waits for the device, unless `validate=True` asks for an answer.
 
 from __future__ import annotations
 
+import math
 import threading
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba.core import config
 
 from nbbce._arrays import kind_of, layout
+from nbbce._axes import SHORT, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain
 from nbbce._device_arrays import DeviceArray, Exchanged, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
-from nbbce._generated_cuda import BLOCK
+from nbbce._generated_cuda import BLOCK, PIECE
 
 compiler: Any = import_module("nbbce._simulate_cuda" if config.ENABLE_CUDASIM else "nbbce._compile_cuda")
 
 # Thread blocks of a multiprocessor for elements, more than run at once, so that none waits for the slowest; of a sum,
 # whose blocks go through the array in step, there are as many as run at once.
 EACH_GRID = 32
+# Room for the lanes of columns, in shared memory: 10 KiB for those of up to 256, else 40.
+ROOMS_OF_LANES = (256, 1024)
 NOWHERE = 2**63 - 1  # the index that a check starts from
 
 # Room for the sums of blocks, one for each stream, kept and made larger when it must be: the array, its address, and
@@ -130,18 +134,11 @@ class _Launch:
                 _rooms[key] = (array, memory.address, blocks)
             return memory.address
 
-    def launch(
-        self,
-        task: str,
-        arrays: dict[str, DeviceArray],
-        result: DeviceArray | None = None,
-        loss_scale: float = 1.0,
-        divisor: float = 1.0,
-        **options: Any,
-    ) -> None:
-        """One launch over arrays of one shape; `options` are fields of the spec."""
-        call = self.call
-        made = [task, self.device, call.family, None if result is None else result.dtype, *options.values()]
+    def _kernel(
+        self, task: str, arrays: dict[str, DeviceArray], result: np.dtype[Any] | None, options: dict[str, Any]
+    ) -> tuple[Any, int, int, tuple[int, ...]]:
+        """The kernel of a task, a thread's neighbours, thread blocks of a multiprocessor, and strides."""
+        made = [task, self.device, self.call.family, result, *options.values()]
         dense = True
         for name, array in arrays.items():
             made += (name, array.dtype, array.address & 15)
@@ -154,22 +151,57 @@ class _Launch:
             if task == "each":
                 arrays = _in_order_of_memory(arrays)
             memories, strides, dimensions = _memories(arrays)
+            counting = task == "count" or options.get("counting")
             spec = Spec(
                 task=task,
-                family=call.family if task != "count" else "",
-                computed=self.computed if task != "count" else "float32",
+                family="" if counting else self.call.family,
+                computed="float32" if counting else self.computed,
                 **{"input": None, "target": None, **memories},  # type: ignore[arg-type]
-                result="" if result is None or task == "check" else _kind(result),
+                result="" if result is None else cast(str, kind_of(result)),
                 dimensions=dimensions,
                 pairs=compiler.converts_pairs(self.device),
                 **options,
             )
             kernel = compiler.loaded(spec, self.device)
-            resident = compiler.resident(kernel, THREADS) if task in ("sum", "count") else EACH_GRID
+            in_step = task in ("sum", "count", "rows", "columns")
+            resident = compiler.resident(kernel, THREADS) if in_step else EACH_GRID
             if len(_kernels) >= MOST_KERNELS:
                 _kernels.clear()
             known = _kernels[key] = (kernel, spec.width, resident, strides)
-        kernel, width, resident, strides = known
+        return known
+
+    def _run(
+        self,
+        kernel: Any,
+        grid: int,
+        threads: int,
+        arrays: dict[str, DeviceArray],
+        result: DeviceArray | None,
+        places: tuple[int, int, int],
+        size: int,
+        scales: tuple[float, float],
+        layout: tuple[int, ...],
+    ) -> None:
+        """Launch a kernel; `places` are those of sums, of the counter, and of counts."""
+        loss_scale, divisor = scales
+        numbers = (loss_scale, gradient_scale(self.call), divisor, *self.numbers)
+        assert len(numbers) == NUMBERS
+        addresses = [arrays[name].address if name in arrays else 0 for name in OPERANDS]
+        arguments = (*addresses, 0 if result is None else result.address, *places, size)
+        compiler.run(kernel, self.device, self.stream, grid, threads, (*arguments, *numbers, *layout))
+
+    def launch(
+        self,
+        task: str,
+        arrays: dict[str, DeviceArray],
+        result: DeviceArray | None = None,
+        loss_scale: float = 1.0,
+        divisor: float = 1.0,
+        **options: Any,
+    ) -> None:
+        """One launch over arrays of one shape; `options` are fields of the spec."""
+        dtype = None if result is None or task == "check" else result.dtype
+        kernel, width, resident, strides = self._kernel(task, arrays, dtype, options)
         size = next(iter(arrays.values())).size
         processors = compiler.multiprocessors(self.device)
         sums_at = counter_at = 0
@@ -184,11 +216,62 @@ class _Launch:
         else:
             threads = THREADS
             grid = min(-(-size // (width * threads)) or 1, resident * processors)
-        numbers = (loss_scale, gradient_scale(call), divisor, *self.numbers)
-        assert len(numbers) == NUMBERS
-        addresses = [arrays[name].address if name in arrays else 0 for name in OPERANDS]
-        arguments = (*addresses, 0 if result is None else result.address, sums_at, counter_at, self.kept_at, size)
-        compiler.run(kernel, self.device, self.stream, grid, threads, (*arguments, *numbers, *strides))
+        places, scales = (sums_at, counter_at, self.kept_at), (loss_scale, divisor)
+        self._run(kernel, grid, threads, arrays, result, places, size, scales, strides)
+
+    def launch_along_axes(
+        self,
+        arrays: dict[str, DeviceArray],
+        result: DeviceArray,
+        loss_scale: float = 1.0,
+        divisor: float = 1.0,
+        counts_at: int = 0,
+        **options: Any,
+    ) -> None:
+        """Sums along the axes of the call, or counts; one launch, or two where thread blocks share columns."""
+        shape, axes = self.call.input.shape, self.call.axes
+        assert axes is not None
+        columns, tile = columns_of(shape, axes)
+        outer = tuple(d for d in range(len(shape)) if d not in axes and d not in columns)
+        rows, width, groups = (math.prod(shape[d] for d in dims) for dims in (axes, columns, outer))
+        arrays = {name: array.transpose((*outer, *axes, *columns)) for name, array in arrays.items()}
+        in_rows = not columns and rows <= PIECE
+        plain = "weight" not in arrays and not (options.get("shares") or options.get("counting"))
+        may_products = plain and self.call.family in ("", "logits_") and self.computed == "float32"
+        options |= {"products": may_products and not (in_rows and rows < SHORT), "result_dimensions": 0}
+        where_results: tuple[int, ...] = ()
+        if not result.is_c_contiguous:
+            options["result_dimensions"], where_results = result.ndim, (*result.shape, *result.strides)
+        processors = compiler.multiprocessors(self.device)
+        scales = (loss_scale, divisor)
+        if in_rows:
+            step = step_of_rows(rows)
+            kernel, _, resident, strides = self._kernel("rows", arrays, result.dtype, options)
+            grid = min(-(-groups * rows // step) * WARP // THREADS + 1, resident * processors)
+            layout = (*strides, rows, step, step // rows, *where_results)
+            self._run(kernel, grid, THREADS, arrays, result, (0, 0, counts_at), groups * rows, scales, layout)
+            return
+        tiles = -(-width // tile)
+        last = width - (tiles - 1) * tile
+        cuts = [(lanes_of(n) // n, depth_of_columns(lanes_of(n), options["products"])) for n in (last, tile)]
+        segments = segments_of(rows, tile, tile * math.prod(cuts[1]))
+        options["lanes"] = next(room for room in ROOMS_OF_LANES if room >= max(lanes_of(last), lanes_of(tile)))
+        kernel, _, resident, strides = self._kernel("columns", arrays, result.dtype, options)
+        parts, most = groups * tiles, resident * processors
+        # Few tiles are shared, if they are so high that what waits for the second launch is little beside the inputs.
+        shared_by = segments if parts < most and rows >= 16 * segments else 1
+        sums_at = 0
+        if shared_by > 1:
+            waiting, memory = self.empty((2 * parts * shared_by * tile,), np.float64)
+            self.keep_if_recorded(waiting)
+            sums_at = memory.address
+        numbers = (rows, width, tile, tiles, segments, shared_by, last, *cuts[0], *cuts[1])
+        layout, places = (*strides, *numbers, *where_results), (sums_at, 0, counts_at)
+        self._run(kernel, min(parts * shared_by, most), THREADS, arrays, result, places, parts, scales, layout)
+        if shared_by > 1:
+            kernel, _, resident, strides = self._kernel("segments", arrays, result.dtype, options)
+            grid = min(-(-groups * width // THREADS), resident * processors)
+            self._run(kernel, grid, THREADS, arrays, result, places, groups * width, scales, layout)
 
 
 def run(call: Call) -> tuple[Any, Any]:
@@ -244,24 +327,64 @@ def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
         else:
             value, result = launch.full(call.result_shape, np.nan if call.reduction == "mean" else 0.0, call.dtype)
     if x.size:
-        mean = call.reduction == "mean"
-        if mean and call.where is not None:
-            kept, kept_memory = launch.empty((1,), np.float64)
-            launch.keep_if_recorded(kept)
-            launch.launch("count", {"input": arrays["where"]}, kept_memory)
-            launch.kept_at = kept_memory.address
-        scaled = mean or call.weight_number * call.grad_output_number != 1.0
-        options: dict[str, Any] = {
-            "shares": has_shares(call),
-            "loss_scaled": call.weight_number != 1.0,
-            "gradient_scaled": scaled,
-        }
-        if summing:
-            divisor = float(call.count) if mean and call.where is None else 1.0
-            launch.launch("sum", arrays, result, call.weight_number, divisor, **options)
-        else:
-            launch.launch("each", arrays, None, call.weight_number, **options)
+        _fill(call, launch, arrays, result)
+    elif summing and own_value is not None:
+        launch.library.fill(own_value.owner, np.nan if call.reduction == "mean" else 0.0)
     return value, results.get("gradient"), results.get("hessian")
+
+
+def _fill(call: Call, launch: _Launch, arrays: dict[str, DeviceArray], result: DeviceArray | None) -> None:
+    """Launch what fills the results of a call; `result` is that of a sum or mean."""
+    mean, masked = call.reduction == "mean", call.where is not None
+    factor = call.weight_number
+    options: dict[str, Any] = {
+        "shares": has_shares(call),
+        "loss_scaled": factor != 1.0,
+        "gradient_scaled": mean or factor * call.grad_output_number != 1.0,
+    }
+    if call.axes is not None:
+        _fill_along_axes(call, launch, arrays, result, options)
+        return
+    if mean and masked:
+        kept, kept_memory = launch.empty((1,), np.float64)
+        launch.keep_if_recorded(kept)
+        launch.launch("count", {"input": arrays["where"]}, kept_memory)
+        launch.kept_at = kept_memory.address
+    if result is not None:
+        launch.launch("sum", arrays, result, factor, 1.0 if masked or not mean else float(call.count), **options)
+    else:
+        launch.launch("each", arrays, None, factor, **options)
+
+
+def _fill_along_axes(
+    call: Call, launch: _Launch, arrays: dict[str, DeviceArray], result: DeviceArray | None, options: dict[str, Any]
+) -> None:
+    """The same of sums or means along axes, whose derivatives take a launch of their own."""
+    x, mean, masked = call.input, call.reduction == "mean", call.where is not None
+    derived = {"gradient", "hessian"} & arrays.keys()
+    counts_at = 0
+    if mean and masked:
+        shape = tuple(1 if d in (call.axes or ()) else n for d, n in enumerate(x.shape))
+        counts, counts_memory = launch.empty(shape, np.float64)
+        launch.keep_if_recorded(counts)
+        counts_at, shares_at, number = counts_memory.address, 0, 1.0
+        counted = {"input": arrays["where"]}
+        if derived:
+            # Of each result, `grad_output` over its count: as on the CPU, all that its elements are multiplied by.
+            shares, shares_memory = launch.empty(shape, np.float64)
+            launch.keep_if_recorded(shares)
+            shares_at, number, call.grad_output_number = shares_memory.address, call.grad_output_number, 1.0
+            if "grad_output" in arrays:
+                counted["grad_output"] = arrays["grad_output"]
+        launch.launch_along_axes(counted, counts_memory, number, counts_at=shares_at, counting=True)
+        if derived:
+            arrays["grad_output"] = shares_memory.broadcast_to(x.shape)
+    if result is not None:
+        inputs = {name: array for name, array in arrays.items() if name not in ("grad_output", *derived)}
+        divisor = 1.0 if masked or not mean else float(call.count)
+        launch.launch_along_axes(inputs, result, call.weight_number, divisor, counts_at, shares=options["shares"])
+    if derived:
+        launch.launch("each", arrays, None, call.weight_number, **options)
 
 
 def _check(call: Call, launch: _Launch, arrays: dict[str, DeviceArray]) -> None:

@@ -129,6 +129,10 @@ class Library:
         """The same filled with a value."""
         raise NotImplementedError
 
+    def fill(self, array: Any, value: float) -> None:
+        """Write a value to every element of an array of the caller's."""
+        array[...] = value
+
     def on_stream(self, stream: int, device: int) -> AbstractContextManager[Any]:
         """Take new memory from what belongs to a stream, so that none is used again while work on it is under way."""
         return nullcontext()

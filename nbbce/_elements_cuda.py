@@ -18,7 +18,7 @@ from numba import cuda
 from nbbce import _generated_cuda as formulas
 from nbbce._primitives_cuda import device, fma, least, loader, storer
 
-F32, F64, I64, U32, U64 = np.float32, np.float64, np.int64, np.uint32, np.uint64
+F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
 
 WARP = 32
 # Threads of a block: four warps; the simulator, which has no warps, runs one.
@@ -28,6 +28,11 @@ THREADS = 128
 # numbers; and the shape and the strides of what is strided.
 OPERANDS = "input target weight pos_weight grad_output where loss gradient hessian".split()
 ADDRESSES, SIZES, NUMBERS = len(OPERANDS) + 4, 1, 9
+# What the layout of a sum along axes has behind the strides of its operands (see _axes_cuda.py).
+# Columns: rows and columns that there are; of a tile its columns, how many there are, segments, and thread blocks that
+# share it; columns of the last tile; then, of it and of the others, rows side by side and those above each other.
+COLUMN_NUMBERS = "rows columns tile tiles segments shared_by last_width last_side last_depth side depth".split()
+AXIS_NUMBERS = {"rows": ["length", "step", "rows_of_step"], "columns": COLUMN_NUMBERS, "segments": COLUMN_NUMBERS}
 
 
 class Memory(NamedTuple):
@@ -42,7 +47,8 @@ class Spec(NamedTuple):
     """What a kernel is made for."""
 
     task: str
-    """'sum', 'each', 'check' (the first element out of its domain) or 'count' (of those that `where` keeps)."""
+    """'sum', 'each', 'check' (the first element out of its domain), 'count' (of those that `where` keeps); for sums
+    along axes 'rows', 'columns', and 'segments', which adds up those of columns."""
     family: str
     computed: str
     input: Memory
@@ -63,6 +69,14 @@ class Spec(NamedTuple):
     """Of the layout of strided operands; 0 if none is."""
     pairs: bool = True
     """Whether the device converts two floats to 16 bits at once."""
+    products: bool = False
+    """Whether sums along axes may be made by products."""
+    counting: bool = False
+    """Whether elements are counted, not summed, along axes; the mask is then the input."""
+    lanes: int = 0
+    """Of columns: room for lanes."""
+    result_dimensions: int = 0
+    """Of the layout of the results along axes; 0 if they are dense."""
 
     @property
     def operands(self) -> tuple[Memory | None, ...]:
@@ -70,9 +84,21 @@ class Spec(NamedTuple):
         return tuple(getattr(self, name) for name in OPERANDS)
 
     @property
+    def axes_at(self) -> int:
+        """Where the layout holds the numbers of a sum along axes."""
+        return max(1, self.dimensions * (1 + len(OPERANDS)))
+
+    @property
+    def numbers_in_layout(self) -> int:
+        """Numbers in the layout."""
+        return self.axes_at + len(AXIS_NUMBERS.get(self.task, ())) + 2 * self.result_dimensions
+
+    @property
     def width(self) -> int:
         """Neighbours that a thread takes at once: 16 bytes of the input; for sums the four lanes that it has."""
-        # One by one where memory is not aligned: neighbouring threads then read neighbouring elements.
+        # One by one where memory is not aligned, or along axes: neighbouring threads then read neighbouring elements.
+        if self.task in AXIS_NUMBERS:
+            return 1
         if self.dimensions or any(memory is not None and memory.access == "dense" for memory in self.operands):
             return 1
         return (
@@ -98,6 +124,8 @@ class Spec(NamedTuple):
     @property
     def by_products(self) -> bool:
         """Whether a block may be summed by a product."""
+        if self.task in AXIS_NUMBERS:
+            return self.products
         plain = self.task == "sum" and self.weight is None and not self.shares
         return plain and (not self.family or (self.family == "logits_" and self.computed == "float32"))
 
@@ -105,8 +133,8 @@ class Spec(NamedTuple):
 # -------------------------------------------------------------------------------------------------- operands
 
 
-def _offset(dimensions: int, strides: int) -> Any:
-    """A function (flat index, layout) -> bytes from the first element; the layout holds the strides at `strides`."""
+def offset_of(dimensions: int, strides: int, extents: int = 0) -> Any:
+    """A function (flat index, layout) -> bytes from the first element; where the layout holds strides and extents."""
     if dimensions == 0:
 
         @device
@@ -121,7 +149,11 @@ def _offset(dimensions: int, strides: int) -> Any:
             return index * layout[strides]  # what is left of an index is within the first extent
 
         return first_offset
-    last, outer, stride = dimensions - 1, _offset(dimensions - 1, strides), strides + dimensions - 1
+    last, outer, stride = (
+        extents + dimensions - 1,
+        offset_of(dimensions - 1, strides, extents),
+        strides + dimensions - 1,
+    )
 
     @device
     def offset(index, layout):
@@ -145,7 +177,7 @@ def _reader(spec: Spec, name: str, width: int) -> Any:
         return read_nothing
     if memory.access == "strided":
         load = loader(memory.kind, computed, 1)
-        offset = _offset(spec.dimensions, spec.dimensions * (1 + place))
+        offset = offset_of(spec.dimensions, spec.dimensions * (1 + place))
 
         @device
         def read_strided(at, index, layout):
@@ -173,7 +205,7 @@ def _writer(spec: Spec, name: str, width: int) -> Any:
         return write_nothing
     if memory.access == "strided":
         store = storer(memory.kind, spec.computed, 1)
-        offset = _offset(spec.dimensions, spec.dimensions * (1 + place))
+        offset = offset_of(spec.dimensions, spec.dimensions * (1 + place))
 
         @device
         def write_strided(at, index, layout, values):

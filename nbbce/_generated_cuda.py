@@ -1,7 +1,7 @@
 """CUDA formulas.  Written by tools/generate_kernels.py: change the table there.
 
 Formulas take and give one element; their text is that of _generated_cpu.py, so that their bits are.  The kernels that
-call them are in nbbce/_elements_cuda.py and nbbce/_blocks_cuda.py.
+call them are in nbbce/_elements_cuda.py, nbbce/_blocks_cuda.py and nbbce/_axes_cuda.py.
 """
 
 import numpy as np
@@ -131,10 +131,14 @@ NEAR_16_3 = F32(-0.2804533839225769)
 NEAR_16_4 = F32(0.8239045739173889)
 MINUS_LOG2_32, HELD_LOG2_32 = F32(-0.6931471824645996), F32(-144.26950073242188)
 
-# The tree of additions and the products of hard labels: see _generated_cpu.py, whose numbers these are.
-BLOCK, LANES, HARD = 4096, 256, 1024
+# The tree of additions and the products: see _generated_cpu.py, whose numbers these are.
+BLOCK, PIECE, LANES, HARD = 4096, 1024, 256, 1024
 PRODUCTS_32, DEPTH_32, PRODUCTS_64, DEPTH_64 = 32, 8, 64, 4
 LEAST_HARD_SUM_32, LEAST_HARD_SUM_64, START_LOG_64 = 4096 * 2.0**-25, 128.0, 24.375614488997478
+# Products along an axis.
+DEPTH = 16
+LEAST_FACTOR, LARGEST_LOGIT, LEAST_LOGITS_SUM = U32(0x21800000), I32(0x42200000), 2.0**-64  # 2^-60; 40
+NEAR_1 = 2.0**-20  # a product that is off by 16 * 2^-53 is this far from 1 to 2^-29 of it
 
 # One element: x is the prediction, y the target, and
 #
@@ -932,3 +936,20 @@ def exact_label_loss(x, y):
     rest = fma(g * g, log_polynomial_float32(g), fma(e, LOG2_LOW_32, g))
     small = fma(-w_far, rest, w_near * tail)
     return fma(-w_far, e * LOG2_HIGH_32, fma(w_near, t, small))
+
+
+# log(1+q), where 1+q is also given as the product: of a product in [2/3, 4/3) it is 2 atanh(q/(2+q)).
+@formula
+def log_of_product(product, q):
+    e, m = split_float64(product)
+    g = q if e == 0.0 else m - 1.0
+    s = g / (2.0 + g)
+    z = s * s
+    zz = z * z
+    p = fma(LOG_64_6, zz, LOG_64_4)
+    p = fma(p, zz, LOG_64_2)
+    p = fma(p, zz, LOG_64_0)
+    p_odd = fma(LOG_64_5, zz, LOG_64_3)
+    p_odd = fma(p_odd, zz, LOG_64_1)
+    p = fma(p_odd, z, p)
+    return fma(e, LOG2_64, fma(s * z, p, 2.0 * s))

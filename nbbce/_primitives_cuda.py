@@ -36,6 +36,7 @@ __all__ = [
     "formula",
     "least",
     "loader",
+    "meet",
     "of_first_lane",
     "quick_log2",
     "shuffle_down",
@@ -274,6 +275,11 @@ if not SIMULATED:
         """Whether the condition holds in any lane of the warp."""
         return cuda.any_sync(ALL_LANES, condition)
 
+    @formula
+    def meet():
+        """Wait for the lanes of the warp; each then sees what the others wrote to shared memory."""
+        cuda.syncwarp(ALL_LANES)
+
 else:
     from numba import njit
     from numba.cuda.simulator.kernel import _get_kernel_context
@@ -372,3 +378,7 @@ else:
     def any_lane(condition: Any) -> bool:
         """Whether the condition holds in any lane of the warp."""
         return any(_exchanged(bool(condition)))
+
+    def meet() -> None:
+        """Wait for the lanes of the warp; each then sees what the others wrote to shared memory."""
+        _get_kernel_context().syncthreads()

@@ -117,8 +117,8 @@ def binary_cross_entropy(
         If an argument is of a wrong kind or dtype, or arrays are in several places.
     ValueError
         If shapes do not fit, `reduction` is unknown, `out` cannot be written, or a value lies outside [0, 1].
-    ImportError, RuntimeError, NotImplementedError
-        On a device, if packages are missing, if there is no driver, or if `axis` names some axes alone.
+    ImportError, RuntimeError
+        On a device, if packages are missing, or if there is no driver.
 
     Warns
     -----
@@ -401,8 +401,8 @@ def binary_cross_entropy_with_logits(
         If an argument is of a wrong kind or dtype, or arrays are in several places.
     ValueError
         If shapes do not fit, `reduction` is unknown, `out` cannot be written, or a target lies outside [0, 1].
-    ImportError, RuntimeError, NotImplementedError
-        On a device, if packages are missing, if there is no driver, or if `axis` names some axes alone.
+    ImportError, RuntimeError
+        On a device, if packages are missing, or if there is no driver.
 
     Warns
     -----

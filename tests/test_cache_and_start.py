@@ -282,7 +282,9 @@ def test_changed_source_gets_a_folder_of_its_own_and_the_new_answer(tmp_path, ca
     assert files_below(old_folder) == before
 
 
-@pytest.mark.parametrize("name", ["_blocks_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py"])
+@pytest.mark.parametrize(
+    "name", ["_axes.py", "_blocks_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py"]
+)
 def test_digest_changes_with_every_source_of_a_kernel(monkeypatch, tmp_path, name):
     shutil.copytree(PACKAGE, tmp_path / "nbbce", ignore=shutil.ignore_patterns("__pycache__"))
     plain = _compile._digest()

@@ -414,12 +414,13 @@ def test_out_that_overlaps_an_input_or_the_other_out_is_a_value_error(calls):
     assert calls[0].gradient_out.owner is other
 
 
-def test_axis_that_leaves_an_axis_is_not_implemented(calls):
-    message = r"\Abinary_cross_entropy: 'axis' must leave no axis on a device; got 1\Z"
-    with pytest.raises(NotImplementedError, match=message):
-        nbbce.binary_cross_entropy(*pair(Tensor), axis=1)
+def test_axes_and_the_shape_that_they_leave_are_as_on_the_host(calls):
+    nbbce.binary_cross_entropy(*pair(Tensor), axis=1)
+    nbbce.binary_cross_entropy(*pair(Tensor), axis=-1, keepdims=True)
     nbbce.binary_cross_entropy(*pair(Tensor), axis=(1, 0), keepdims=True)
-    assert calls[0].result_shape == (1, 1)
+    assert [call.axes for call in calls] == [(1,), (1,), None]
+    rows = calls[0].input.shape[0]
+    assert [call.result_shape for call in calls] == [(rows,), (rows, 1), (1, 1)]
 
 
 def test_shape_and_dtype_are_told_as_on_the_host(calls):

@@ -1670,6 +1670,25 @@ WATCH_HARD = """\
             soft = bits if bits > soft else soft
 """
 
+# What a device takes too.
+AXIS_CONSTANTS = """\
+DEPTH = 16
+LEAST_FACTOR, LARGEST_LOGIT, LEAST_LOGITS_SUM = U32(0x21800000), I32(0x42200000), 2.0**-64  # 2^-60; 40
+NEAR_1 = 2.0**-20  # a product that is off by 16 * 2^-53 is this far from 1 to 2^-29 of it
+"""
+
+LOG_OF_PRODUCT = f"""\
+# log(1+q), where 1+q is also given as the product: of a product in [2/3, 4/3) it is 2 atanh(q/(2+q)).
+@formula
+def log_of_product(product, q):
+    e, m = split_float64(product)
+    g = q if e == 0.0 else m - 1.0
+    s = g / (2.0 + g)
+    z = s * s
+    {LOG_64.even_odd("p", "z")}
+    return fma(e, LOG2_64, fma(s * z, p, 2.0 * s))
+"""
+
 AXIS_PRODUCTS_LEGEND = f"""
 
 # The same of float32 without weights and shares, by products: as for the sum of all, a logarithm is taken once for
@@ -1684,21 +1703,9 @@ AXIS_PRODUCTS_LEGEND = f"""
 # however small it is.  Factors are in [2^-60, 1] or [1, 2^60], so that no product of DEPTH is 0, subnormal or infinite;
 # and logits that all cost less than 2^-64 are refused, since exp(-|z|) is held at e^-80.  A refused block goes to
 # the losses in float64.  The rule looks at the block alone, so layout and threads cannot change the bits.
-DEPTH = 16
-LEAST_FACTOR, LARGEST_LOGIT, LEAST_LOGITS_SUM = U32(0x21800000), I32(0x42200000), 2.0**-64  # 2^-60; 40
-NEAR_1 = 2.0**-20  # a product that is off by 16 * 2^-53 is this far from 1 to 2^-29 of it
+{AXIS_CONSTANTS}
 
-
-# log(1+q), where 1+q is also given as the product: of a product in [2/3, 4/3) it is 2 atanh(q/(2+q)).
-@formula
-def log_of_product(product, q):
-    e, m = split_float64(product)
-    g = q if e == 0.0 else m - 1.0
-    s = g / (2.0 + g)
-    z = s * s
-    {LOG_64.even_odd("p", "z")}
-    return fma(e, LOG2_64, fma(s * z, p, 2.0 * s))
-"""
+{LOG_OF_PRODUCT}"""
 
 ROW_PRODUCTS = Template("""
 
@@ -2109,17 +2116,18 @@ def render_cpu() -> str:
 # --------------------------------------------------------------------------------------------------------- CUDA
 # What decides the tree of additions: the same numbers as on the CPU, where their reasons stand.
 TREE = f"""
-# The tree of additions and the products of hard labels: see _generated_cpu.py, whose numbers these are.
-BLOCK, LANES, HARD = 4096, 256, 1024
+# The tree of additions and the products: see _generated_cpu.py, whose numbers these are.
+BLOCK, PIECE, LANES, HARD = 4096, 1024, 256, 1024
 PRODUCTS_32, DEPTH_32, PRODUCTS_64, DEPTH_64 = 32, 8, 64, 4
 LEAST_HARD_SUM_32, LEAST_HARD_SUM_64, START_LOG_64 = 4096 * 2.0**-25, 128.0, {START_LOG_64!r}
-"""
+# Products along an axis.
+{AXIS_CONSTANTS}"""
 
 CUDA_HEAD = '''\
 """CUDA formulas.  Written by tools/generate_kernels.py: change the table there.
 
 Formulas take and give one element; their text is that of _generated_cpu.py, so that their bits are.  The kernels that
-call them are in nbbce/_elements_cuda.py and nbbce/_blocks_cuda.py.
+call them are in nbbce/_elements_cuda.py, nbbce/_blocks_cuda.py and nbbce/_axes_cuda.py.
 """
 
 import numpy as np
@@ -2182,7 +2190,8 @@ def exact_label_loss(x, y):
 
 def render_cuda() -> str:
     """The text of the CUDA module."""
-    return CUDA_HEAD + CONSTANTS + QUICK_CONSTANTS + TREE + "\n" + rendered_formulas((*formulas(), QUICK, EXACT))
+    text = CUDA_HEAD + CONSTANTS + QUICK_CONSTANTS + TREE + "\n" + rendered_formulas((*formulas(), QUICK, EXACT))
+    return text + "\n\n" + LOG_OF_PRODUCT
 
 
 TARGETS = {"_generated_cpu.py": render_cpu, "_generated_cuda.py": render_cuda}
