@@ -358,10 +358,11 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
     least_exponent = 1023 - (143 if wide else 126)
     least_sum = LEAST_HARD_SUM_64 if wide else LEAST_HARD_SUM_32
     depth = DEPTH_64 if wide else DEPTH_32
+    step = 64 if wide else 32
 
     @device
-    def factor(state, i, at, layout, writing, scale, numbers):
-        product, correction, largest, soft = state
+    def factor(checks, i, at, layout, writing, scale, numbers):
+        correction, largest, soft = checks
         x, y, mask = x1(at, i, layout)[0], y1(at, i, layout)[0], m1(at, i, layout)[0]
         if derived and writing:
             g, p, w = g1(at, i, layout)[0], p1(at, i, layout)[0], w1(at, i, layout)[0]
@@ -374,8 +375,29 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
         soft |= bits_of(y * c)
         d = F64(c) - F64(x)
         if wide:
-            correction = fma((F64(c) - d) - F64(x), fma(-2.0, d, 2.914), correction)
-        return product * d, correction, largest, soft
+            correction = fma((c - d) - x, fma(-2.0, d, 2.914), correction)
+        return d, (correction, largest, soft)
+
+    @device
+    def times_two(state, i, at, layout, writing, scale, numbers):
+        """Two factors, of float32 at once, as on the CPU."""
+        product, correction, largest, soft = state
+        d, checks = factor((correction, largest, soft), i, at, layout, writing, scale, numbers)
+        other, checks = factor(checks, i + step, at, layout, writing, scale, numbers)
+        correction, largest, soft = checks
+        return product * d * other if wide else product * (d * other), correction, largest, soft
+
+    @device
+    def times_what_is_left(state, i, stop, at, layout, writing, scale, numbers):
+        """The same where the factors from `stop` on are 1."""
+        product, correction, largest, soft = state
+        d, other, checks = 1.0, 1.0, (correction, largest, soft)
+        if i < stop:
+            d, checks = factor(checks, i, at, layout, writing, scale, numbers)
+        if i + step < stop:
+            other, checks = factor(checks, i + step, at, layout, writing, scale, numbers)
+        correction, largest, soft = checks
+        return product * d * other if wide else product * (d * other), correction, largest, soft
 
     @device
     def renormalised(state, exponent, tiny):
@@ -395,21 +417,16 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
 
     down = _down(join, shuffled)
 
-    step = 64 if wide else 32
-
     @device
     def factors(state, i, at, layout, writing, scale, numbers):
-        state = factor(state, i, at, layout, writing, scale, numbers)
-        state = factor(state, i + step, at, layout, writing, scale, numbers)
-        state = factor(state, i + 2 * step, at, layout, writing, scale, numbers)
-        return factor(state, i + 3 * step, at, layout, writing, scale, numbers)
+        state = times_two(state, i, at, layout, writing, scale, numbers)
+        return times_two(state, i + 2 * step, at, layout, writing, scale, numbers)
 
     @device
     def factors_left(state, i, stop, at, layout, writing, scale, numbers):
-        for _ in range(depth):
-            if i < stop:
-                state = factor(state, i, at, layout, writing, scale, numbers)
-            i += step
+        for _ in range(depth // 2):
+            state = times_what_is_left(state, i, stop, at, layout, writing, scale, numbers)
+            i += 2 * step
         return state
 
     @device

@@ -364,7 +364,8 @@ def _fill_along_axes(
     derived = {"gradient", "hessian"} & arrays.keys()
     counts_at = 0
     if mean and masked:
-        shape = tuple(1 if d in (call.axes or ()) else n for d, n in enumerate(x.shape))
+        # Of another shape than `x` in any case: some libraries would give one of its shape its order in memory too.
+        shape = (1, *(1 if d in (call.axes or ()) else n for d, n in enumerate(x.shape)))
         counts, counts_memory = launch.empty(shape, np.float64)
         launch.keep_if_recorded(counts)
         counts_at, shares_at, number = counts_memory.address, 0, 1.0
@@ -378,7 +379,7 @@ def _fill_along_axes(
                 counted["grad_output"] = arrays["grad_output"]
         launch.launch_along_axes(counted, counts_memory, number, counts_at=shares_at, counting=True)
         if derived:
-            arrays["grad_output"] = shares_memory.broadcast_to(x.shape)
+            arrays["grad_output"] = shares_memory.reshape(shape[1:]).broadcast_to(x.shape)
     if result is not None:
         inputs = {name: array for name, array in arrays.items() if name not in ("grad_output", *derived)}
         divisor = 1.0 if masked or not mean else float(call.count)

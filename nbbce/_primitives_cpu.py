@@ -46,6 +46,21 @@ def byte_swapped(typingctx: Any, bits: Any) -> Any:
     return bits(bits), lambda context, builder, signature, arguments: builder.bswap(arguments[0])
 
 
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line of an address, which need not be one of ours."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        signature_ = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, signature_, "llvm.prefetch.p0")
+        read, keep, data = number(0), number(3), number(1)
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
+
+
 @njit(error_model="numpy")
 def _power_of_two(exponent):
     """2 to an exponent in [-1022, 1023], as float64."""

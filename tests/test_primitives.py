@@ -329,3 +329,15 @@ def test_functions_are_called_through_their_address_with_arguments_in_order():
         return made, primitives.call_copier(copier_at, (1, 2, 3, 4, 5, 6, 7, 8))
 
     assert call_both(maker.address, copier.address) == (1 + 20 + 300 + 4500 + 5e4 + 6e5 + 7e6, 12345678)
+
+
+def test_prefetch_of_any_address_is_no_fault_and_changes_nothing():
+    @njit
+    def ask(address):
+        primitives.prefetch(address)
+        return address
+
+    memory = np.arange(8.0)
+    for address in (0, -1, 2**47, memory.ctypes.data, memory.ctypes.data + 3, memory.ctypes.data + 2**20):
+        assert ask(np.int64(address)) == address
+    assert memory.tolist() == list(range(8))
