@@ -407,6 +407,26 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
 
         return late_shares
     formula = getattr(formulas, f"logits_{what}_{spec.computed}")
+    if (what, spec.computed) == ("gradient", "float32"):
+        parts, left_of = formulas.scale_parts_float64, formulas.scale_left_float64
+        one, nothing = T(1.0), T(0.0)
+        if not (weighted or scaled):
+
+            @device
+            def late_gradient(x, y, a, b, w, scale, numbers):
+                value, late = formula(x, y, one, one, nothing)
+                return value * late
+
+            return late_gradient
+
+        @device
+        def late_scaled_gradient(x, y, a, b, w, scale, numbers):
+            factor = w * scale if weighted else scale
+            value, late = formula(x, y, *parts(factor))
+            left = left_of(factor)
+            return value * late if left == 1.0 else T(F64(value) * left * F64(late))
+
+        return late_scaled_gradient
 
     @device
     def late_value(x, y, a, b, w, scale, numbers):

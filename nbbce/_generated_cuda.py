@@ -121,6 +121,9 @@ HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(60.0), F32(2.0**-64)
 HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
 # The same where float32 terms meet in float64.
 HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
+BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
+# Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
+LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 
 # -log(1-t) = t + t^2 Q(t), t in [0, 1/2]; error relative to -log(1-t).
 # Largest error of the fit: 7.0e-6.
@@ -522,27 +525,45 @@ def loss_of_sides_float64(z, wrong, error, whole):
     return fma(-u, short, fma(wrong, 0.0 if clear else a, error * held)) + u, late if clear else 1.0
 
 
-# The gradient: n/d with n = wrong - right e and d = 1+e, the quotient corrected by its residual, in
-# which the rounding errors of n, d and the shares are put back.
+# What a number that float32 results are multiplied by leaves to do in float64: 1 between LEAST_SCALE and
+# MOST_SCALE, all of it beyond them.
 @formula
-def gradient_of_sides_float32(z, wrong, wrong_error, right, right_error):
-    a = -z if z < F32(0.0) else z
-    u, late = exp_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
-    clear = wrong == F32(0.0)
-    e = u * late
-    v, last = (u, late) if clear else (e, F32(1.0))
-    paid = right * v
-    n = wrong - paid
-    back = n - wrong
-    n_error = (wrong - (n - back)) - (paid + back) - fma(right, v, -paid) + fma(-right_error, v, wrong_error)
+def scale_left_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    return 1.0 if LEAST_SCALE <= size <= MOST_SCALE else factor
+
+
+# A number that float32 results are multiplied by, as scale (1 + rest), and 1/scale; or 1, where all of it
+# is left to do in float64.
+@formula
+def scale_parts_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    factor = factor if LEAST_SCALE <= size <= MOST_SCALE else 1.0
+    scale = F32(factor)
+    inverse = F32(1.0) / scale
+    return scale, inverse, F32(factor - F64(scale)) * inverse
+
+
+# The gradient, scaled, from e = exp(-|z|) = (1+v) power: n/d with d = 1+e, and n = 1 - y d for z > 0,
+# else e - y d.  That needs no 1-y, and `near` is exact for the right one of hard labels.  The rounding
+# errors of e, of d, of the last step of n, of the division and of the scale are all put back by the last
+# fma: within 1.6 ULP, scale and all.
+@formula
+def gradient_of_exp_float32(z, y, v, power, scale, inverse, rest):
+    e = fma(v, power, power)
+    e_error = fma(v, power, power - e)
     d = F32(1.0) + e
-    reciprocal = F32(1.0) / d
-    q = n * reciprocal
-    q = fma(fma(-q, d, n) + fma(-q, (F32(1.0) - d) + e, n_error), reciprocal, q)
-    return q if z > F32(0.0) else -q, last
+    d_error = ((F32(1.0) - d) + e) + e_error
+    near = fma(-y, d, F32(1.0) if z > F32(0.0) else e)
+    n = fma(-y, d_error, near)
+    n_error = fma(-y, d_error, near - n) + (F32(0.0) if z > F32(0.0) else e_error)
+    q = scale / d
+    q_error = fma(fma(-q, d_error, fma(-q, d, scale)), inverse, rest)
+    return fma(n, q, q * fma(n, q_error, n_error))
 
 
-# The same in float64.
+# The gradient in float64: n/d with n = wrong - right e and d = 1+e, its sign turned for z <= 0; the
+# quotient corrected by its residual, in which the rounding errors of n, d and the shares are put back.
 @formula
 def gradient_of_sides_float64(z, wrong, wrong_error, right, right_error):
     a = -z if z < 0.0 else z
@@ -609,11 +630,16 @@ def logits_loss_float64(z, y):
 
 # The gradient of a logit and its label.
 @formula
-def logits_gradient_float32(z, y):
-    rest = F32(1.0) - y
-    error = (F32(1.0) - rest) - y
-    wrong, wrong_error, right, right_error = (rest, error, y, F32(0.0)) if z > F32(0.0) else (y, F32(0.0), rest, error)
-    return gradient_of_sides_float32(z, wrong, wrong_error, right, right_error)
+def logits_gradient_float32(z, y, scale, inverse, rest):
+    a = -z if z < F32(0.0) else z
+    far = a > LATE_FROM_WIDE
+    r, s, shifted = exp_parts_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
+    k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
+    power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
+    late = LATE_32 if far else F32(1.0)
+    clear = y == (F32(1.0) if z > F32(0.0) else F32(0.0))
+    power *= F32(1.0) if clear else late
+    return gradient_of_exp_float32(z, y, r + s, power, scale, inverse, rest), late if clear else F32(1.0)
 
 
 # The same in float64.
