@@ -117,11 +117,11 @@ LOG2_E_32, ROUND_32 = F32(1.4426950216293335), F32(12582912.0)
 LOG2_E_64, ROUND_64 = 1.4426950408889634, 6755399441055744.0
 # exp(-away) is 0 beyond HELD_AWAY, where it is held.  Beyond LATE_FROM it is kept LATE times too large, so that what
 # ends below the normal numbers is rounded there once, in the last step.
-HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(60.0), F32(2.0**-64)
+HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(80.0), F32(2.0**-64)
+BITS_OF_LATE_FROM_32 = U32(0x42A00000)
 HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
 # The same where float32 terms meet in float64.
 HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
-BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 
@@ -452,7 +452,7 @@ def exp_float32(away):
     r, s, shifted = exp_parts_float32(away)
     k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
-    return (F32(1.0) + (r + s)) * power, LATE_32 if far else F32(1.0)
+    return fma(r + s, power, power), LATE_32 if far else F32(1.0)
 
 
 # The same in float64.
@@ -462,7 +462,7 @@ def exp_float64(away):
     r, s, shifted = exp_parts_float64(away)
     k = U64(bits_of_float64(shifted) + (U64(256) if far else U64(0)))
     power = float64_of_bits(U64(U64(k << U64(52)) + U64(0x3FF0000000000000)))
-    return (1.0 + (r + s)) * power, LATE_64 if far else 1.0
+    return fma(r + s, power, power), LATE_64 if far else 1.0
 
 
 # 1 - log(1+u)/u, by how much log(1+u) falls short of u in [0, 1]: log(1+u) = u - u^2/2 + u^3 H(u).
@@ -632,7 +632,7 @@ def logits_loss_float64(z, y):
 @formula
 def logits_gradient_float32(z, y, scale, inverse, rest):
     a = -z if z < F32(0.0) else z
-    far = a > LATE_FROM_WIDE
+    far = a > LATE_FROM_32
     r, s, shifted = exp_parts_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
     k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))

@@ -140,11 +140,11 @@ LOG2_E_32, ROUND_32 = F32({float(np.float32(math.log2(math.e)))!r}), F32({1.5 * 
 LOG2_E_64, ROUND_64 = {math.log2(math.e)!r}, {1.5 * 2**52!r}
 # exp(-away) is 0 beyond HELD_AWAY, where it is held.  Beyond LATE_FROM it is kept LATE times too large, so that what
 # ends below the normal numbers is rounded there once, in the last step.
-HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(60.0), F32(2.0**-64)
+HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(80.0), F32(2.0**-64)
+BITS_OF_LATE_FROM_32 = U32(0x42A00000)
 HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
 # The same where float32 terms meet in float64.
 HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
-BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 """
@@ -453,7 +453,7 @@ def exp_$T(away):
     r, s, shifted = exp_parts_$T(away)
     k = $U(bits_of_$T(shifted) + ($U($raised) if far else $U(0)))
     power = ${T}_of_bits($U($U(k << $U($shift)) + $U($BITS_OF_ONE)))
-    return ($one + (r + s)) * power, LATE_$B if far else $one
+    return fma(r + s, power, power), LATE_$B if far else $one
 """
                 )
                 .safe_substitute(f.words)
@@ -882,11 +882,11 @@ def logits_hessian_$T(z, y):
 """,
 }
 # In float32, scaled.  The exponential that is all there is of a gradient is kept 2^64 times too large beyond
-# LATE_FROM_WIDE; d and n take no notice, since it is below 2^-51 of them even so.
+# LATE_FROM_32; d and n take no notice, since it is below 2^-51 of them even so.
 SCALED_LOGITS_GRADIENT = """\
 def logits_gradient_float32(z, y, scale, inverse, rest):
     a = -z if z < F32(0.0) else z
-    far = a > LATE_FROM_WIDE
+    far = a > LATE_FROM_32
     r, s, shifted = exp_parts_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
     k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
@@ -1389,7 +1389,7 @@ SUM_AND_GRADIENT = {
     "before_row": "        largest_z = U32(0)\n",
     "away": f"{LARGEST_Z}            a = float32_of_bits(bits)\n",
     "gradients": """\
-        if largest_z <= BITS_OF_LATE_FROM_WIDE:
+        if largest_z <= BITS_OF_LATE_FROM_32:
             for j in range(width):
                 out[row + j] = gradient_of_exp_float32(
                     x[row + j], y[row + j], r[j] + s[j], power[j], factor, inverse, rest
@@ -1535,7 +1535,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
 $largest_z            r, s, shifted = exp_parts_float32(float32_of_bits(bits))
             v[j] = r + s
             power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
-        if w_at == 0 and left == 1.0 and largest_z <= BITS_OF_LATE_FROM_WIDE:
+        if w_at == 0 and left == 1.0 and largest_z <= BITS_OF_LATE_FROM_32:
             for j in range(width):
                 out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
         elif w_at == 0:
