@@ -368,12 +368,24 @@ def _derivative(spec: Spec, what: str) -> Any:
     clipped = getattr(spec, what) is not None and getattr(spec, what).kind == "float16"
     most = T(65504.0)  # a gradient of 1e12 has no other half
     formula = formulas.shares_gradient_float64 if spec.shares else getattr(formulas, f"gradient_{spec.computed}")
-    shares = spec.shares
+    shares, narrow = spec.shares, spec.computed == "float32" and not spec.shares
+    parts, left_of = formulas.scale_parts_float64, formulas.scale_left_float64
+    one, nothing = T(1.0), T(0.0)
 
     @device
     def gradient(x, y, a, b, w, scale, numbers):
-        value = T(formula(F64(x), a, b)) if shares else formula(x, y)
-        if weighted:
+        if narrow and (weighted or scaled):
+            factor = w * scale if weighted else scale
+            value = formula(x, y, *parts(factor))
+            left = left_of(factor)
+            value = value if left == 1.0 else T(F64(value) * left)
+        elif narrow:
+            value = formula(x, y, one, one, nothing)
+        else:
+            value = T(formula(F64(x), a, b)) if shares else formula(x, y)
+        if narrow:
+            pass
+        elif weighted:
             value = T(F64(value) * (w * scale))
         elif scaled:
             value = T(F64(value) * scale)

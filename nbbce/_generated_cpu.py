@@ -141,6 +141,7 @@ TWO_THIRDS_32, TWO_THIRDS_64 = U32(0x3F2AAAAB), U64(0x3FE5555555555555)
 EXPONENT_32, EXPONENT_64 = U32(0xFF800000), U64(0xFFF0000000000000)
 # The floor under a denominator of the gradient (design: as in PyTorch and Paddle), and its reciprocal in two parts.
 FLOOR_32, FLOOR_64 = F32(1e-12), 1e-12
+BITS_OF_FLOOR_32 = U32(0x2B8CBCCC)
 STEEP_32, STEEP_REST_32 = F32(999999995904.0), F32(4096.0)
 STEEP_64, STEEP_REST_64 = 1e12, 0.0
 
@@ -334,25 +335,46 @@ def shares_loss_float64(x, a, b):
     return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
 
 
-# d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.
-#
-# Numerator n and denominator d are kept with their rounding errors (two-sum; fma), and the
-# quotient q = n (1/d) is corrected by its residual: within 1 ULP, where plain steps are within 2.5.
-# Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and
-# 1/(1-t) = 1+t+t^2 to the last bit; the largest terms first, for what they leave when they cancel.
+# What a number that float32 results are multiplied by leaves to do in float64: 1 between LEAST_SCALE and
+# MOST_SCALE, all of it beyond them.
 @formula
-def gradient_float32(x, y):
+def scale_left_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    return 1.0 if LEAST_SCALE <= size <= MOST_SCALE else factor
+
+
+# A number that float32 results are multiplied by, as scale (1 + rest), and 1/scale; or 1, where all of it
+# is left to do in float64.
+@formula
+def scale_parts_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    factor = factor if LEAST_SCALE <= size <= MOST_SCALE else 1.0
+    scale = F32(factor)
+    inverse = F32(1.0) / scale
+    return scale, inverse, F32(factor - F64(scale)) * inverse
+
+
+# d loss / d x = (x-y) / (x(1-x)), scaled, where x(1-x) is above 1e-12: n/d, and d.  The rounding errors
+# of d, of the division and of the scale are put back by the last fma; with that of n, within 1.5 ULP.
+@formula
+def inner_gradient_float32(x, y, scale, inverse, rest):
     n = x - y
-    back = n - x
-    n_error = (x - (n - back)) - (y + back)
     r = F32(1.0) - x
     d = x * r
     d_error = fma(x, (F32(1.0) - r) - x, fma(x, r, -d))
-    reciprocal = F32(1.0) / d
-    q = n * reciprocal
-    q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    q = scale / d
+    q_error = fma(fma(-q, d_error, fma(-q, d, scale)), inverse, rest)
+    return fma(n, q, q * (n * q_error)), d
+
+
+# The same anywhere, with x(1-x) no smaller than 1e-12.  Within 1e-12 of an end this floor rules:
+# u/(1-t) - v 1e12, where v is the weight of the far end and 1/(1-t) = 1+t+t^2 to the last bit; the
+# largest terms first, for what they leave when they cancel.
+@formula
+def gradient_float32(x, y, scale, inverse, rest):
+    q, _ = inner_gradient_float32(x, y, scale, inverse, rest)
     beyond_half = x > F32(0.5)
-    t = r if beyond_half else x
+    t = F32(1.0) - x if beyond_half else x
     z = F32(1.0) - y
     z_error = (F32(1.0) - z) - y
     v = z if beyond_half else y
@@ -361,10 +383,12 @@ def gradient_float32(x, y):
     u_error = F32(0.0) if beyond_half else z_error
     steep = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(-v, STEEP_32, u) + fma(u, fma(t, t, t), u_error)))
     steep = -steep if beyond_half else steep
-    return steep if t <= FLOOR_32 else q
+    return fma(steep, scale, steep * (scale * rest)) if t <= FLOOR_32 else q
 
 
-# The same in float64.
+# The same in float64, without a scale.  Numerator n and denominator d are kept with their rounding
+# errors (two-sum; fma), and the quotient q = n (1/d) is corrected by its residual: within 1 ULP, where
+# plain steps are within 2.5.
 @formula
 def gradient_float64(x, y):
     n = x - y
@@ -541,25 +565,6 @@ def loss_of_sides_float64(z, wrong, error, whole):
     clear = wrong == 0.0
     u *= whole if clear else whole * late
     return fma(-u, short, fma(wrong, 0.0 if clear else a, error * held)) + u, late if clear else 1.0
-
-
-# What a number that float32 results are multiplied by leaves to do in float64: 1 between LEAST_SCALE and
-# MOST_SCALE, all of it beyond them.
-@formula
-def scale_left_float64(factor):
-    size = -factor if factor < 0.0 else factor
-    return 1.0 if LEAST_SCALE <= size <= MOST_SCALE else factor
-
-
-# A number that float32 results are multiplied by, as scale (1 + rest), and 1/scale; or 1, where all of it
-# is left to do in float64.
-@formula
-def scale_parts_float64(factor):
-    size = -factor if factor < 0.0 else factor
-    factor = factor if LEAST_SCALE <= size <= MOST_SCALE else 1.0
-    scale = F32(factor)
-    inverse = F32(1.0) / scale
-    return scale, inverse, F32(factor - F64(scale)) * inverse
 
 
 # The gradient, scaled, from e = exp(-|z|) = (1+v) power: n/d with d = 1+e, and n = 1 - y d for z > 0,
@@ -1868,6 +1873,8 @@ def each_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
 
 
+# Gradients of float32.  A row in which the floor may rule, or with a factor for each element, goes a longer way, by
+# which all others have the same bits.
 @maker
 def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The gradient of each element for each label, times w and `scale`."""
@@ -1875,22 +1882,37 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
+    factors, rests = array_at(scratch_at + 32 * LANES, LANES, F32), array_at(scratch_at + 36 * LANES, LANES, F32)
+    factor, inverse, rest = scale_parts_float64(scale)
+    left = scale_left_float64(scale)
     largest_x = U32(0)
     largest_y = U32(0)
-    for i in range(size):
-        xi = x[i]
-        yi = y[i]
-        bits = bits_of_float32(xi)
-        largest_x = bits if bits > largest_x else largest_x
-        bits = bits_of_float32(yi)
-        largest_y = bits if bits > largest_y else largest_y
-        out[i] = gradient_float32(xi, yi)
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * scale)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        least_d = U32(0xFFFFFFFF)
+        for j in range(width):
+            xi, yi = x[row + j], y[row + j]
+            bits = bits_of_float32(xi)
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float32(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            out[row + j], d = inner_gradient_float32(xi, yi, factor, inverse, rest)
+            bits = bits_of_float32(d)
+            least_d = bits if bits < least_d else least_d
+        if w_at == 0 and left == 1.0 and least_d > BITS_OF_FLOOR_32 and largest_x <= U32(0x3F800000):
+            continue
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * left)
+        else:
+            for j in range(width):
+                factors[j], _, rests[j] = scale_parts_float64(w[row + j] * scale)
+            for j in range(width):
+                out[row + j] = gradient_float32(x[row + j], y[row + j], factors[j], F32(1.0) / factors[j], rests[j])
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
 
 

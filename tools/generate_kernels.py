@@ -132,6 +132,7 @@ TWO_THIRDS_32, TWO_THIRDS_64 = U32(0x3F2AAAAB), U64(0x3FE5555555555555)
 EXPONENT_32, EXPONENT_64 = U32(0xFF800000), U64(0xFFF0000000000000)
 # The floor under a denominator of the gradient (design: as in PyTorch and Paddle), and its reciprocal in two parts.
 FLOOR_32, FLOOR_64 = F32(1e-12), 1e-12
+BITS_OF_FLOOR_32 = U32({hex(int(np.float32(1e-12).view(np.uint32))).upper().replace("X", "x")})
 STEEP_32, STEEP_REST_32 = F32(999999995904.0), F32(4096.0)
 STEEP_64, STEEP_REST_64 = 1e12, 0.0
 
@@ -325,44 +326,93 @@ def shares_loss_float64(x, a, b):
     return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
 """,
         ),
-        *(
-            Formula(
-                f"gradient_{f.name}",
-                "d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.\n"
-                "\n"
-                "Numerator n and denominator d are kept with their rounding errors (two-sum; fma), and the\n"
-                "quotient q = n (1/d) is corrected by its residual: within 1 ULP, where plain steps are within 2.5.\n"
-                "Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and\n"
-                "1/(1-t) = 1+t+t^2 to the last bit; the largest terms first, for what they leave when they cancel."
-                if f.name == "float32"
-                else "The same in float64.",
-                Template(
-                    """\
-def gradient_$T(x, y):
+        Formula(
+            "scale_left_float64",
+            "What a number that float32 results are multiplied by leaves to do in float64: 1 between LEAST_SCALE and\n"
+            "MOST_SCALE, all of it beyond them.",
+            """\
+def scale_left_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    return 1.0 if LEAST_SCALE <= size <= MOST_SCALE else factor
+""",
+        ),
+        Formula(
+            "scale_parts_float64",
+            "A number that float32 results are multiplied by, as scale (1 + rest), and 1/scale; or 1, where all of it\n"
+            "is left to do in float64.",
+            """\
+def scale_parts_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    factor = factor if LEAST_SCALE <= size <= MOST_SCALE else 1.0
+    scale = F32(factor)
+    inverse = F32(1.0) / scale
+    return scale, inverse, F32(factor - F64(scale)) * inverse
+""",
+        ),
+        Formula(
+            "inner_gradient_float32",
+            "d loss / d x = (x-y) / (x(1-x)), scaled, where x(1-x) is above 1e-12: n/d, and d.  The rounding errors\n"
+            "of d, of the division and of the scale are put back by the last fma; with that of n, within 1.5 ULP.",
+            """\
+def inner_gradient_float32(x, y, scale, inverse, rest):
+    n = x - y
+    r = F32(1.0) - x
+    d = x * r
+    d_error = fma(x, (F32(1.0) - r) - x, fma(x, r, -d))
+    q = scale / d
+    q_error = fma(fma(-q, d_error, fma(-q, d, scale)), inverse, rest)
+    return fma(n, q, q * (n * q_error)), d
+""",
+        ),
+        Formula(
+            "gradient_float32",
+            "The same anywhere, with x(1-x) no smaller than 1e-12.  Within 1e-12 of an end this floor rules:\n"
+            "u/(1-t) - v 1e12, where v is the weight of the far end and 1/(1-t) = 1+t+t^2 to the last bit; the\n"
+            "largest terms first, for what they leave when they cancel.",
+            """\
+def gradient_float32(x, y, scale, inverse, rest):
+    q, _ = inner_gradient_float32(x, y, scale, inverse, rest)
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    z = F32(1.0) - y
+    z_error = (F32(1.0) - z) - y
+    v = z if beyond_half else y
+    u = y if beyond_half else z
+    v_error = z_error if beyond_half else F32(0.0)
+    u_error = F32(0.0) if beyond_half else z_error
+    steep = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(-v, STEEP_32, u) + fma(u, fma(t, t, t), u_error)))
+    steep = -steep if beyond_half else steep
+    return fma(steep, scale, steep * (scale * rest)) if t <= FLOOR_32 else q
+""",
+        ),
+        Formula(
+            "gradient_float64",
+            "The same in float64, without a scale.  Numerator n and denominator d are kept with their rounding\n"
+            "errors (two-sum; fma), and the quotient q = n (1/d) is corrected by its residual: within 1 ULP, where\n"
+            "plain steps are within 2.5.",
+            """\
+def gradient_float64(x, y):
     n = x - y
     back = n - x
     n_error = (x - (n - back)) - (y + back)
-    r = $one - x
+    r = 1.0 - x
     d = x * r
-    d_error = fma(x, ($one - r) - x, fma(x, r, -d))
-    reciprocal = $one / d
+    d_error = fma(x, (1.0 - r) - x, fma(x, r, -d))
+    reciprocal = 1.0 / d
     q = n * reciprocal
     q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
-    beyond_half = x > $half
+    beyond_half = x > 0.5
     t = r if beyond_half else x
-    z = $one - y
-    z_error = ($one - z) - y
+    z = 1.0 - y
+    z_error = (1.0 - z) - y
     v = z if beyond_half else y
     u = y if beyond_half else z
-    v_error = z_error if beyond_half else $zero
-    u_error = $zero if beyond_half else z_error
-    steep = fma(-v_error, STEEP_$B, fma(-v, STEEP_REST_$B, fma(-v, STEEP_$B, u) + fma(u, fma(t, t, t), u_error)))
+    v_error = z_error if beyond_half else 0.0
+    u_error = 0.0 if beyond_half else z_error
+    steep = fma(-v_error, STEEP_64, fma(-v, STEEP_REST_64, fma(-v, STEEP_64, u) + fma(u, fma(t, t, t), u_error)))
     steep = -steep if beyond_half else steep
-    return steep if t <= FLOOR_$B else q
-"""
-                ).substitute(f.words, half=f.literal("0.5"), B=f.name[-2:]),
-            )
-            for f in FLOATS
+    return steep if t <= FLOOR_64 else q
+""",
         ),
         Formula(
             "shares_gradient_float64",
@@ -507,29 +557,6 @@ def loss_of_sides_$T(z, wrong, error, whole):
                 ).substitute(f.words, B=f.name[-2:]),
             )
             for f in FLOATS
-        ),
-        Formula(
-            "scale_left_float64",
-            "What a number that float32 results are multiplied by leaves to do in float64: 1 between LEAST_SCALE and\n"
-            "MOST_SCALE, all of it beyond them.",
-            """\
-def scale_left_float64(factor):
-    size = -factor if factor < 0.0 else factor
-    return 1.0 if LEAST_SCALE <= size <= MOST_SCALE else factor
-""",
-        ),
-        Formula(
-            "scale_parts_float64",
-            "A number that float32 results are multiplied by, as scale (1 + rest), and 1/scale; or 1, where all of it\n"
-            "is left to do in float64.",
-            """\
-def scale_parts_float64(factor):
-    size = -factor if factor < 0.0 else factor
-    factor = factor if LEAST_SCALE <= size <= MOST_SCALE else 1.0
-    scale = F32(factor)
-    inverse = F32(1.0) / scale
-    return scale, inverse, F32(factor - F64(scale)) * inverse
-""",
         ),
         Formula(
             "gradient_of_exp_float32",
@@ -1507,6 +1534,51 @@ $body        if w_at == 0:
     return $verdict
 ''')
 
+GRADIENT = """
+
+# Gradients of float32.  A row in which the floor may rule, or with a factor for each element, goes a longer way, by
+# which all others have the same bits.
+@maker
+def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""The gradient of each element for each label, times w and `scale`.\"""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    factors, rests = array_at(scratch_at + 32 * LANES, LANES, F32), array_at(scratch_at + 36 * LANES, LANES, F32)
+    factor, inverse, rest = scale_parts_float64(scale)
+    left = scale_left_float64(scale)
+    largest_x = U32(0)
+    largest_y = U32(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        least_d = U32(0xFFFFFFFF)
+        for j in range(width):
+            xi, yi = x[row + j], y[row + j]
+            bits = bits_of_float32(xi)
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float32(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            out[row + j], d = inner_gradient_float32(xi, yi, factor, inverse, rest)
+            bits = bits_of_float32(d)
+            least_d = bits if bits < least_d else least_d
+        if w_at == 0 and left == 1.0 and least_d > BITS_OF_FLOOR_32 and largest_x <= U32(0x3F800000):
+            continue
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * left)
+        else:
+            for j in range(width):
+                factors[j], _, rests[j] = scale_parts_float64(w[row + j] * scale)
+            for j in range(width):
+                out[row + j] = gradient_float32(x[row + j], y[row + j], factors[j], F32(1.0) / factors[j], rests[j])
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
+    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
+"""
+
 LOGITS_GRADIENT = Template("""
 
 # Gradients of float32 logits.  In two loops, since one has too long a chain to run at full width (0.20 ns an element,
@@ -1575,8 +1647,8 @@ def loops_of_each(family: Family, f: Float) -> str:
         for what in family.makes:
             if shares and what == "loss" and f.name == "float32":
                 continue  # made of the terms, as the sum
-            if (name, what, f.name) == ("logits_", "gradient", "float32"):
-                text += LOGITS_GRADIENT
+            if (what, f.name, shares) == ("gradient", "float32", False):
+                text += LOGITS_GRADIENT if family.prefix else GRADIENT
                 continue
             # Logits are scaled in the loop, before what is late; but for the loss of float32, which then has another.
             late = family.prefix != "" and not (what == "loss" and f.name == "float32")
