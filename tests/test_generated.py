@@ -387,8 +387,8 @@ def made(
     )
 
 
-EACH = ["loss_float32", "loss_float64", "gradient_float32", "gradient_float64", "logits_loss_float32"]
-EACH += ["logits_loss_float64", "logits_gradient_float64", "logits_hessian_float32", "logits_hessian_float64"]
+EACH = ["loss_float32", "loss_float64", "gradient_float64", "logits_loss_float32", "logits_loss_float64"]
+EACH += ["logits_gradient_float64", "logits_hessian_float32", "logits_hessian_float64"]
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -406,23 +406,25 @@ def test_maker_of_each_element_gives_the_bits_of_the_formula_as_plain_python(nam
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["scale", "weights"])
 @pytest.mark.parametrize("scale", SCALES)
-def test_maker_of_float32_gradients_of_logits_gives_the_bits_of_the_formula_as_plain_python(scale, weighted):
-    # Rows of logits that are far from 0, and rows without any.
-    z, y = (points(name, np.float32) for name in "zy")
-    near = [zi for zi in z if abs(zi) <= 80]
-    pairs = [*itertools.product(near, y), *itertools.product(z, y)]
-    assert len(near) * len(y) > generated.LANES
+@pytest.mark.parametrize("family", ["", "logits_"], ids=["probabilities", "logits"])
+def test_maker_of_float32_gradients_gives_the_bits_of_the_formula_as_plain_python(family, scale, weighted):
+    # A row and more without what the quick loop leaves to others, logits far from 0 and probabilities near an end.
+    every, y = (points(name, np.float32) for name in ("z" if family else "x", "y"))
+    quick = [p for p in every if (abs(p) <= 80 if family else 1e-11 < p < 1)]
+    pairs = [*itertools.product(quick, y), *itertools.product(every, y)]
+    assert len(quick) * len(y) > generated.LANES
     parts = in_plain_python("scale_parts_float64", np.float64(scale))
     (left,) = in_plain_python("scale_left_float64", np.float64(scale))
     x, labels = (np.array(column, np.float32) for column in zip(*pairs, strict=True))
     out = np.full(x.size, np.nan, np.float32)
     weights = np.full(x.size, scale) if weighted else None
-    assert made("each_logits_gradient_float32", x, labels, x.size, out, 1.0 if weighted else scale, weights) == 0.0
+    maker = f"each_{family}gradient_float32"
+    assert made(maker, x, labels, x.size, out, 1.0 if weighted else scale, weights) == 0.0
     expected = []
     with np.errstate(all="ignore"):
         for pair in pairs:
-            value, late = in_plain_python("logits_gradient_float32", *pair, *parts)
-            expected.append(np.float32(np.float64(value) * left * np.float64(late)))
+            value, *late = map(np.float64, in_plain_python(f"{family}gradient_float32", *pair, *parts))
+            expected.append(np.float32(value * left * (late[0] if late else 1.0)))
     assert bits(out, np.float32) == bits(expected, np.float32)
 
 
