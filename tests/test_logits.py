@@ -512,7 +512,7 @@ def test_weighted_answers_are_within_their_bound(kind, dtype, rng):
 @pytest.mark.parametrize("scale", [-0.7, 1 / 3, 1e-7, 9.99e-8, 3e14, 2.0**-60, 2.0**60, 1e-21])
 def test_scaled_float32_gradient_is_within_2_ulp_for_every_kind_of_logit(scale, rng):
     # Rounded once, with the scale: rounded before it was multiplied, it was off by up to 2.35 ULP.  Beyond 110 an
-    # exponential is held, and a soft label is subtracted from one that is below the normal numbers: a large scale shows.
+    # exponential is held, and soft labels meet exponentials below the normal numbers, which a large scale would show.
     z, y = (a[::2] for a in reference.hard_logits("float32", rng, size=6000))
     true = (np.abs(z) < 80) | ((np.abs(z) < 105) & ((y == 0) | (y == 1)))
     z, y = z[true], y[true]
