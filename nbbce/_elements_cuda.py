@@ -376,7 +376,8 @@ def _derivative(spec: Spec, what: str) -> Any:
     def gradient(x, y, a, b, w, scale, numbers):
         if narrow and (weighted or scaled):
             factor = w * scale if weighted else scale
-            value = formula(x, y, *parts(factor))
+            near, inverse, rest = parts(factor)
+            value = formula(x, y, T(near), T(inverse), T(rest))
             left = left_of(factor)
             value = value if left == 1.0 else T(F64(value) * left)
         elif narrow:
@@ -434,7 +435,8 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
         @device
         def late_scaled_gradient(x, y, a, b, w, scale, numbers):
             factor = w * scale if weighted else scale
-            value, late = formula(x, y, *parts(factor))
+            near, inverse, rest = parts(factor)
+            value, late = formula(x, y, T(near), T(inverse), T(rest))
             left = left_of(factor)
             return value * late if left == 1.0 else T(F64(value) * left * F64(late))
 
