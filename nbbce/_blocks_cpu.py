@@ -17,7 +17,17 @@ from numba import njit, prange
 
 from nbbce._axes import depth_of_columns, lanes_of
 from nbbce._compile import entry, walker
-from nbbce._generated_cpu import FIRST, HARD, LANES, LAST, PIECE, add_exactly, fold_exactly
+from nbbce._generated_cpu import (
+    FIRST,
+    HARD,
+    LANES,
+    LAST,
+    LEAST_SCALE,
+    MOST_SCALE,
+    PIECE,
+    add_exactly,
+    fold_exactly,
+)
 from nbbce._primitives_cpu import (
     array_at,
     call_copier,
@@ -50,16 +60,18 @@ BY_ROWS, LENGTH, RESULT, RESULT_ITEM = range(44, 48)
 # Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
 # needs floats, and 0 says that labels are floats when loaded.
 WIDEN = 48
+# HARD_SUM and EACH_GRADIENT in one, where the gradients have one scale for which float32 will do.
+BOTH = 49
 # Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out;
 # those of the focal loss, which its loops find before their scratch memory.
-KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(49, 58)
+KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(50, 59)
 # Elements in all, of a block, and of the pieces that it is computed in; blocks that are loaded at once: more than one
 # where memory runs across the rows of the array, so that a cache line serves several rows while it is there.
-SIZE, STEP, SPAN, WINDOW = range(58, 62)
+SIZE, STEP, SPAN, WINDOW = range(59, 63)
 # Address of `walk`.
-WALK = 62
-DIMENSIONS = 63
-SHAPE = 64  # the shape starts here; the operands' strides follow
+WALK = 63
+DIMENSIONS = 64
+SHAPE = 65  # the shape starts here; the operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -124,6 +136,12 @@ def _loaded(call, operand, start, count, padded, buffer):
 
 
 @loop
+def _place(call, result, start, buffer):
+    """Where the loops write a result from flat index `start` on: its memory, or a buffer that is stored from."""
+    return buffer if call[COPIERS + result] != 0 else call[result] + start * call[ITEMS + result]
+
+
+@loop
 def _add_up(call_at, call, start, count, inputs, suspect, memory):
     """Add the losses of a block to the sums that they belong to; returns the first bad element, or -1.
 
@@ -181,6 +199,8 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     wide_at, rows_at, shares_at = widened_at + piece_room, widened_at + 2 * piece_room, widened_at + 3 * piece_room
     blank = array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0]
     copy_bytes(scratch_at - 32, call_at + 8 * GAMMA, 24)
+    array_at(scratch_at - 8, 1, np.float64)[0] = gradient_scale
+    both_wanted = call[BOTH] != 0 and LEAST_SCALE <= abs(gradient_scale) <= MOST_SCALE
     for operand in range(WHERE + 1):
         at[operand] = 0
     first_bad = -1
@@ -229,8 +249,13 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                     suspect = call_maker(call[SHARES], shares) != 0.0
                     if masked:
                         call_maker(call[BLANK_SHARES], (0, y, 0, 1.0, at[WHERE], count, scratch_at))
+                both_made = False
                 if hard:
-                    part = call_maker(call[HARD_SUM], (x, labels, 0, scale, 0, count, scratch_at))
+                    out, maker = 0, call[BOTH] if both_wanted else call[HARD_SUM]
+                    if both_wanted:
+                        out = _place(call, GRADIENT, start + offset, buffers_at + GRADIENT * room)
+                    part = call_maker(maker, (x, labels, 0, scale, out, count, scratch_at))
+                    both_made = both_wanted and not np.isnan(part)
                     total += part
                     if np.isnan(part):
                         hard, again, total = False, offset > 0, 0.0
@@ -250,11 +275,11 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                     maker, result = call[EACH_LOSS + k], LOSS + k
                     if maker == 0 or round == 1:
                         continue
-                    out = buffers_at + GRADIENT * room
-                    if call[COPIERS + result] == 0:
-                        out = call[result] + (start + offset) * call[ITEMS + result]
+                    out = _place(call, result, start + offset, buffers_at + GRADIENT * room)
                     scale, weights = (loss_scale, w) if k == 0 else (gradient_scale, factor)
-                    if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect:
+                    if not both_made and (
+                        call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect
+                    ):
                         bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, out, count, scratch_at))
                     if k == 1 and call[CLIP_HALF] != 0:
                         call_maker(call[CLIP_HALF], (0, 0, 0, 1.0, out, count, scratch_at))

@@ -16,7 +16,9 @@ from nbbce import _generated_cpu as generated
 from nbbce._arrays import Array, kind_of, layout
 from nbbce._axes import SHORT, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
 from nbbce._blocks_cpu import (
+    BOTH,
     BY_ROWS,
+    COPIERS,
     DIMENSIONS,
     INPUT,
     LENGTH,
@@ -92,7 +94,7 @@ def _types_and_makers(
     wide: str,
     products: bool,
 ) -> list[int]:
-    """The fields of a call vector that its dtypes and options decide: from COPIERS to WIDEN, but for the results.
+    """The fields of a call vector that its dtypes and options decide: from COPIERS to BOTH, but for the results.
 
     `wide` is 'row' or 'column' for sums along an axis, else ''; `products` says whether products may make them.
     """
@@ -105,6 +107,7 @@ def _types_and_makers(
     has_products = not family or (family == "logits_" and computed == "float32")
     hard = has_products and summing and w is None and not (shares or check)
     as_bytes = hard and not family and direct[TARGET] and y in ("uint8", "int8")
+    both = hard and family and results[1] and not (mask or grad_output)
 
     def address(name: str, wanted: object = True) -> int:
         return int(getattr(generated, name).address) if wanted else 0
@@ -149,6 +152,7 @@ def _types_and_makers(
         0,
         0,
         address(f"copy_{y}_to_{computed}", as_bytes),
+        address("logits_product_sum_and_gradient_float32", both),
     ]
 
 
@@ -187,7 +191,7 @@ def _vector(
     in_place = all(fields[operand] == 0 for operand in range(OPERANDS)) and not shares
     computed = "float64" if kinds[INPUT] == "float64" else "float32"
     only_strided = kinds == (computed, computed, *(None,) * (OPERANDS - 2)) and not shares
-    several = summing + sum(a is not None for a in operands[LOSS:]) > 1
+    several = summing + sum(a is not None for a in operands[LOSS:]) > 1 and fields[BOTH - COPIERS] == 0
     span = generated.BLOCK if (in_place or only_strided) and not several and not wide else generated.PIECE
     addresses = [0 if a is None else _address(a) for a in operands]
     smoothing, blank = call.label_smoothing, BLANK if call.family else 0.0

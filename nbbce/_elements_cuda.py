@@ -400,12 +400,25 @@ def _derivative(spec: Spec, what: str) -> Any:
     clipped = getattr(spec, what) is not None and getattr(spec, what).kind == "float16"
     most = T(65504.0)  # a gradient of 1e12 has no other half
     formula = formulas.shares_gradient_float64 if spec.shares else getattr(formulas, f"gradient_{spec.computed}")
-    shares = spec.shares
+    shares, narrow = spec.shares, spec.computed == "float32" and not spec.shares
+    parts, left_of = formulas.scale_parts_float64, formulas.scale_left_float64
+    one, nothing = T(1.0), T(0.0)
 
     @device
     def gradient(x, y, a, b, w, scale, numbers):
-        value = T(formula(F64(x), a, b)) if shares else formula(x, y)
-        if weighted:
+        if narrow and (weighted or scaled):
+            factor = w * scale if weighted else scale
+            near, inverse, rest = parts(factor)
+            value = formula(x, y, T(near), T(inverse), T(rest))
+            left = left_of(factor)
+            value = value if left == 1.0 else T(F64(value) * left)
+        elif narrow:
+            value = formula(x, y, one, one, nothing)
+        else:
+            value = T(formula(F64(x), a, b)) if shares else formula(x, y)
+        if narrow:
+            pass
+        elif weighted:
             value = T(F64(value) * (w * scale))
         elif scaled:
             value = T(F64(value) * scale)
@@ -439,6 +452,27 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
 
         return late_shares
     formula = getattr(formulas, f"logits_{what}_{spec.computed}")
+    if (what, spec.computed) == ("gradient", "float32"):
+        parts, left_of = formulas.scale_parts_float64, formulas.scale_left_float64
+        one, nothing = T(1.0), T(0.0)
+        if not (weighted or scaled):
+
+            @device
+            def late_gradient(x, y, a, b, w, scale, numbers):
+                value, late = formula(x, y, one, one, nothing)
+                return value * late
+
+            return late_gradient
+
+        @device
+        def late_scaled_gradient(x, y, a, b, w, scale, numbers):
+            factor = w * scale if weighted else scale
+            near, inverse, rest = parts(factor)
+            value, late = formula(x, y, T(near), T(inverse), T(rest))
+            left = left_of(factor)
+            return value * late if left == 1.0 else T(F64(value) * left * F64(late))
+
+        return late_scaled_gradient
 
     @device
     def late_value(x, y, a, b, w, scale, numbers):

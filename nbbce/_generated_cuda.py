@@ -109,6 +109,7 @@ TWO_THIRDS_32, TWO_THIRDS_64 = U32(0x3F2AAAAB), U64(0x3FE5555555555555)
 EXPONENT_32, EXPONENT_64 = U32(0xFF800000), U64(0xFFF0000000000000)
 # The floor under a denominator of the gradient (design: as in PyTorch and Paddle), and its reciprocal in two parts.
 FLOOR_32, FLOOR_64 = F32(1e-12), 1e-12
+BITS_OF_FLOOR_32 = U32(0x2B8CBCCC)
 STEEP_32, STEEP_REST_32 = F32(999999995904.0), F32(4096.0)
 STEEP_64, STEEP_REST_64 = 1e12, 0.0
 
@@ -117,10 +118,13 @@ LOG2_E_32, ROUND_32 = F32(1.4426950216293335), F32(12582912.0)
 LOG2_E_64, ROUND_64 = 1.4426950408889634, 6755399441055744.0
 # exp(-away) is 0 beyond HELD_AWAY, where it is held.  Beyond LATE_FROM it is kept LATE times too large, so that what
 # ends below the normal numbers is rounded there once, in the last step.
-HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(60.0), F32(2.0**-64)
+HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(80.0), F32(2.0**-64)
+BITS_OF_LATE_FROM_32 = U32(0x42A00000)
 HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
 # The same where float32 terms meet in float64.
 HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
+# Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
+LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 
 # -log(1-t) = t + t^2 Q(t), t in [0, 1/2]; error relative to -log(1-t).
 # Largest error of the fit: 7.0e-6.
@@ -317,25 +321,46 @@ def shares_loss_float64(x, a, b):
     return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
 
 
-# d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.
-#
-# Numerator n and denominator d are kept with their rounding errors (two-sum; fma), and the
-# quotient q = n (1/d) is corrected by its residual: within 1 ULP, where plain steps are within 2.5.
-# Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and
-# 1/(1-t) = 1+t+t^2 to the last bit; the largest terms first, for what they leave when they cancel.
+# What a number that float32 results are multiplied by leaves to do in float64: 1 between LEAST_SCALE and
+# MOST_SCALE, all of it beyond them.
 @formula
-def gradient_float32(x, y):
+def scale_left_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    return 1.0 if LEAST_SCALE <= size <= MOST_SCALE else factor
+
+
+# A number that float32 results are multiplied by, as scale (1 + rest), and 1/scale; or 1, where all of it
+# is left to do in float64.
+@formula
+def scale_parts_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    factor = factor if LEAST_SCALE <= size <= MOST_SCALE else 1.0
+    scale = F32(factor)
+    inverse = F32(1.0) / scale
+    return scale, inverse, F32(factor - F64(scale)) * inverse
+
+
+# d loss / d x = (x-y) / (x(1-x)), scaled, where x(1-x) is above 1e-12: n/d, and d.  The rounding errors
+# of d, of the division and of the scale are put back by the last fma; with that of n, within 1.5 ULP.
+@formula
+def inner_gradient_float32(x, y, scale, inverse, rest):
     n = x - y
-    back = n - x
-    n_error = (x - (n - back)) - (y + back)
     r = F32(1.0) - x
     d = x * r
     d_error = fma(x, (F32(1.0) - r) - x, fma(x, r, -d))
-    reciprocal = F32(1.0) / d
-    q = n * reciprocal
-    q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    q = scale / d
+    q_error = fma(fma(-q, d_error, fma(-q, d, scale)), inverse, rest)
+    return fma(n, q, q * (n * q_error)), d
+
+
+# The same anywhere, with x(1-x) no smaller than 1e-12.  Within 1e-12 of an end this floor rules:
+# u/(1-t) - v 1e12, where v is the weight of the far end and 1/(1-t) = 1+t+t^2 to the last bit; the
+# largest terms first, for what they leave when they cancel.
+@formula
+def gradient_float32(x, y, scale, inverse, rest):
+    q, _ = inner_gradient_float32(x, y, scale, inverse, rest)
     beyond_half = x > F32(0.5)
-    t = r if beyond_half else x
+    t = F32(1.0) - x if beyond_half else x
     z = F32(1.0) - y
     z_error = (F32(1.0) - z) - y
     v = z if beyond_half else y
@@ -344,10 +369,12 @@ def gradient_float32(x, y):
     u_error = F32(0.0) if beyond_half else z_error
     steep = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(-v, STEEP_32, u) + fma(u, fma(t, t, t), u_error)))
     steep = -steep if beyond_half else steep
-    return steep if t <= FLOOR_32 else q
+    return fma(steep, scale, steep * (scale * rest)) if t <= FLOOR_32 else q
 
 
-# The same in float64.
+# The same in float64, without a scale.  Numerator n and denominator d are kept with their rounding
+# errors (two-sum; fma), and the quotient q = n (1/d) is corrected by its residual: within 1 ULP, where
+# plain steps are within 2.5.
 @formula
 def gradient_float64(x, y):
     n = x - y
@@ -453,7 +480,7 @@ def exp_float32(away):
     r, s, shifted = exp_parts_float32(away)
     k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
-    return (F32(1.0) + (r + s)) * power, LATE_32 if far else F32(1.0)
+    return fma(r + s, power, power), LATE_32 if far else F32(1.0)
 
 
 # The same in float64.
@@ -463,7 +490,7 @@ def exp_float64(away):
     r, s, shifted = exp_parts_float64(away)
     k = U64(bits_of_float64(shifted) + (U64(256) if far else U64(0)))
     power = float64_of_bits(U64(U64(k << U64(52)) + U64(0x3FF0000000000000)))
-    return (1.0 + (r + s)) * power, LATE_64 if far else 1.0
+    return fma(r + s, power, power), LATE_64 if far else 1.0
 
 
 # 1 - log(1+u)/u, by how much log(1+u) falls short of u in [0, 1]: log(1+u) = u - u^2/2 + u^3 H(u).
@@ -526,27 +553,26 @@ def loss_of_sides_float64(z, wrong, error, whole):
     return fma(-u, short, fma(wrong, 0.0 if clear else a, error * held)) + u, late if clear else 1.0
 
 
-# The gradient: n/d with n = wrong - right e and d = 1+e, the quotient corrected by its residual, in
-# which the rounding errors of n, d and the shares are put back.
+# The gradient, scaled, from e = exp(-|z|) = (1+v) power: n/d with d = 1+e, and n = 1 - y d for z > 0,
+# else e - y d.  That needs no 1-y, and `near` is exact for the right one of hard labels.  The rounding
+# errors of e, of d, of the last step of n, of the division and of the scale are all put back by the last
+# fma: within 1.6 ULP, scale and all.
 @formula
-def gradient_of_sides_float32(z, wrong, wrong_error, right, right_error):
-    a = -z if z < F32(0.0) else z
-    u, late = exp_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
-    clear = wrong == F32(0.0)
-    e = u * late
-    v, last = (u, late) if clear else (e, F32(1.0))
-    paid = right * v
-    n = wrong - paid
-    back = n - wrong
-    n_error = (wrong - (n - back)) - (paid + back) - fma(right, v, -paid) + fma(-right_error, v, wrong_error)
+def gradient_of_exp_float32(z, y, v, power, scale, inverse, rest):
+    e = fma(v, power, power)
+    e_error = fma(v, power, power - e)
     d = F32(1.0) + e
-    reciprocal = F32(1.0) / d
-    q = n * reciprocal
-    q = fma(fma(-q, d, n) + fma(-q, (F32(1.0) - d) + e, n_error), reciprocal, q)
-    return q if z > F32(0.0) else -q, last
+    d_error = ((F32(1.0) - d) + e) + e_error
+    near = fma(-y, d, F32(1.0) if z > F32(0.0) else e)
+    n = fma(-y, d_error, near)
+    n_error = fma(-y, d_error, near - n) + (F32(0.0) if z > F32(0.0) else e_error)
+    q = scale / d
+    q_error = fma(fma(-q, d_error, fma(-q, d, scale)), inverse, rest)
+    return fma(n, q, q * fma(n, q_error, n_error))
 
 
-# The same in float64.
+# The gradient in float64: n/d with n = wrong - right e and d = 1+e, its sign turned for z <= 0; the
+# quotient corrected by its residual, in which the rounding errors of n, d and the shares are put back.
 @formula
 def gradient_of_sides_float64(z, wrong, wrong_error, right, right_error):
     a = -z if z < 0.0 else z
@@ -613,11 +639,16 @@ def logits_loss_float64(z, y):
 
 # The gradient of a logit and its label.
 @formula
-def logits_gradient_float32(z, y):
-    rest = F32(1.0) - y
-    error = (F32(1.0) - rest) - y
-    wrong, wrong_error, right, right_error = (rest, error, y, F32(0.0)) if z > F32(0.0) else (y, F32(0.0), rest, error)
-    return gradient_of_sides_float32(z, wrong, wrong_error, right, right_error)
+def logits_gradient_float32(z, y, scale, inverse, rest):
+    a = -z if z < F32(0.0) else z
+    far = a > LATE_FROM_32
+    r, s, shifted = exp_parts_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
+    k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
+    power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
+    late = LATE_32 if far else F32(1.0)
+    clear = y == (F32(1.0) if z > F32(0.0) else F32(0.0))
+    power *= F32(1.0) if clear else late
+    return gradient_of_exp_float32(z, y, r + s, power, scale, inverse, rest), late if clear else F32(1.0)
 
 
 # The same in float64.

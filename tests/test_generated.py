@@ -185,6 +185,16 @@ STAND_INS = {
     "float64_of_bits": lambda b: np.uint64(b).view(np.float64),
 }
 FORMULAS = [row.name for row in generator.formulas()]
+# Scales of gradients: those that float32 will do for, the first and last of them, and others.
+SCALES = [
+    1.0,
+    -1.0,
+    1e-7,
+    -0.7,
+    3.3e5,
+    *(s * t for s in (2.0**-60, 2.0**60) for t in (1 - 2.0**-53, 1.0, 1 + 2.0**-52)),
+]
+SCALES += [0.0, -0.0, 1e-30, -1e30, 1e300, np.inf, np.nan]
 formulas = pytest.mark.parametrize("name", FORMULAS)
 
 
@@ -261,7 +271,12 @@ def points(parameter: str, dtype: type) -> list[Any]:
         # The parts of an exponential.
         "r": [0.0, *rng.uniform(-0.3466, 0.3466, 9)],
         "s": [0.0, *rng.uniform(-0.002, 0.066, 9)],
+        "v": [0.0, *rng.uniform(-0.3, 0.415, 9)],
         "power": [1.0, 0.0, 2.0**-1, 2.0**-116],
+        # What results are multiplied by, as it is and in parts: of float32's numbers, and beyond them.
+        "factor": [*SCALES, *rng.uniform(-3, 3, 9)],
+        "scale": [1.0, -1e-7, 0.7, 2.0**60, 2.0**-60],
+        "inverse": [1.0, -1e7, 1.4, 2.0**-60, 2.0**60],
         # Of the focal loss: what is left of an argument after rounding, an argument of the logarithm, the exponent, and
         # the weights of the labels.
         "rest": [0.0, 1e-17, -1e-15],
@@ -349,20 +364,34 @@ def test_float32_formula_stays_float32_in_numba(name):
 MAKER = ctypes.CFUNCTYPE(ctypes.c_double, *(ctypes.c_int64,) * 3, ctypes.c_double, *(ctypes.c_int64,) * 3)
 
 
-def made(maker: str, x: np.ndarray, y: np.ndarray, count: int, out: np.ndarray | None = None) -> float:
+def made(
+    maker: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    count: int,
+    out: np.ndarray | None = None,
+    scale: float = 1.0,
+    weights: np.ndarray | None = None,
+) -> float:
     """What a compiled maker returns for the block of `x` and `y`, which fills `out` if it makes something of each."""
     scratch = np.empty(64 * generated.LANES, np.uint8)  # more than any maker needs
     native = MAKER(getattr(generated, maker).address)
-    scale = float(generated.FIRST + generated.LAST) if out is None else 1.0
     return native(
-        x.ctypes.data, y.ctypes.data, 0, scale, 0 if out is None else out.ctypes.data, count, scratch.ctypes.data
+        x.ctypes.data,
+        y.ctypes.data,
+        0 if weights is None else weights.ctypes.data,
+        float(generated.FIRST + generated.LAST) if out is None else scale,
+        0 if out is None else out.ctypes.data,
+        count,
+        scratch.ctypes.data,
     )
 
 
-EACH = ["loss", "gradient", "logits_loss", "logits_gradient", "logits_hessian"]
+EACH = ["loss_float32", "loss_float64", "gradient_float64", "logits_loss_float32", "logits_loss_float64"]
+EACH += ["logits_gradient_float64", "logits_hessian_float32", "logits_hessian_float64"]
 
 
-@pytest.mark.parametrize("name", [f"{what}_{dtype}" for what in EACH for dtype in ("float32", "float64")])
+@pytest.mark.parametrize("name", EACH)
 def test_maker_of_each_element_gives_the_bits_of_the_formula_as_plain_python(name):
     dtype, arguments = types_of(name)[0], cases(name)
     x, y = (np.array(column, dtype) for column in zip(*arguments, strict=True))
@@ -373,6 +402,30 @@ def test_maker_of_each_element_gives_the_bits_of_the_formula_as_plain_python(nam
     factors = [in_plain_python(name, *case) for case in arguments]
     expected = [pair[0] * pair[1] if len(pair) == 2 else pair[0] for pair in factors]
     assert bits(out, dtype) == bits(expected, dtype)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["scale", "weights"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("family", ["", "logits_"], ids=["probabilities", "logits"])
+def test_maker_of_float32_gradients_gives_the_bits_of_the_formula_as_plain_python(family, scale, weighted):
+    # A row and more without what the quick loop leaves to others, logits far from 0 and probabilities near an end.
+    every, y = (points(name, np.float32) for name in ("z" if family else "x", "y"))
+    quick = [p for p in every if (abs(p) <= 80 if family else 1e-11 < p < 1)]
+    pairs = [*itertools.product(quick, y), *itertools.product(every, y)]
+    assert len(quick) * len(y) > generated.LANES
+    parts = in_plain_python("scale_parts_float64", np.float64(scale))
+    (left,) = in_plain_python("scale_left_float64", np.float64(scale))
+    x, labels = (np.array(column, np.float32) for column in zip(*pairs, strict=True))
+    out = np.full(x.size, np.nan, np.float32)
+    weights = np.full(x.size, scale) if weighted else None
+    maker = f"each_{family}gradient_float32"
+    assert made(maker, x, labels, x.size, out, 1.0 if weighted else scale, weights) == 0.0
+    expected = []
+    with np.errstate(all="ignore"):
+        for pair in pairs:
+            value, *late = map(np.float64, in_plain_python(f"{family}gradient_float32", *pair, *parts))
+            expected.append(np.float32(value * left * (late[0] if late else 1.0)))
+    assert bits(out, np.float32) == bits(expected, np.float32)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])

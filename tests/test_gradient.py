@@ -212,6 +212,29 @@ def test_weighted_gradient_is_within_its_bound(kind, dtype, rng):
     assert distance <= WEIGHTED[dtype], message
 
 
+@pytest.mark.parametrize("scale", [-0.7, 1 / 3, 1e-7, 9.99e-8, 3e14, 2.0**-60, 2.0**60, 2.0**-61, 1e-30])
+def test_scaled_float32_gradient_is_within_2_ulp(scale, rng):
+    # Scales for which float32 will do, the first and last of them, and others.
+    x, y = reference.hard_points("float32", rng)
+    exact = reference.gradients(x, y, scale)
+    for weight in (scale, np.full(x.size, scale)):
+        distance, message = reference.worst(reference.ulps, gradients(x, y, weight), exact, "float32", x, y)
+        assert distance <= 2, message
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.7, 2.0**60, 1e25])
+@pytest.mark.parametrize("end", [0.0, -0.0, 1.0, 1e-12, 2e-12, 1e-30])
+def test_gradients_beside_one_on_the_floor_have_the_bits_that_they_have_alone(end, scale, rng):
+    x, y = (rng.random(1000).astype(np.float32) for _ in range(2))
+    expected = gradients(x, y, scale)
+    x[500] = end
+    results = gradients(x, y, scale)
+    alone = gradients(x[500:501], y[500:501], scale)
+    assert results[500] == alone[0]
+    assert np.delete(results, 500).tobytes() == np.delete(expected, 500).tobytes()
+    assert gradients(x, y, np.full(1000, scale)).tobytes() == results.tobytes()
+
+
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("kind", ["scalar", "array"])
 def test_gradient_of_a_mean_is_divided_by_the_number_of_elements(kind, dtype, rng):

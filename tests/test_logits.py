@@ -509,6 +509,21 @@ def test_weighted_answers_are_within_their_bound(kind, dtype, rng):
     assert distance <= WEIGHTED[dtype], message
 
 
+@pytest.mark.parametrize("scale", [-0.7, 1 / 3, 1e-7, 9.99e-8, 3e14, 2.0**-60, 2.0**60, 1e-21])
+def test_scaled_float32_gradient_is_within_2_ulp_for_every_kind_of_logit(scale, rng):
+    # Rounded once, with the scale: rounded before it was multiplied, it was off by up to 2.35 ULP.  Beyond 110 an
+    # exponential is held, and soft labels meet exponentials below the normal numbers, which a large scale would show.
+    z, y = (a[::2] for a in reference.hard_logits("float32", rng, size=6000))
+    true = (np.abs(z) < 80) | ((np.abs(z) < 105) & ((y == 0) | (y == 1)))
+    z, y = z[true], y[true]
+    exact, terms = reference.logits_gradients(z, y, scale), reference.larger_logits_terms(z, y, scale)
+    for weight in (scale, np.full(z.size, scale)):
+        distance, message = reference.worst(
+            reference.ulps, gradients(z, y, weight), exact, "float32", z, y, terms=terms
+        )
+        assert distance <= 2, message
+
+
 @pytest.mark.parametrize("dtype", WIDE)
 def test_weight_does_not_magnify_the_rounding_of_a_subnormal_answer(dtype, rng):
     # e^-|z| is subnormal and the weight makes it a normal number again.
@@ -873,6 +888,60 @@ def test_two_answers_of_one_call_have_the_bits_of_separate_calls(dtype, labels, 
         assert both[1].tobytes() == gradient.tobytes()
         derivatives = both_derivatives(z, y, weight, reduction, where=where, grad_output=follows)
         assert derivatives[0].tobytes() == gradient.tobytes()
+
+
+# Scales for which float32 will do, the first and last of them, and others.
+SCALES = [1.0, -0.7, 2.0**-60, 2.0**60, 2.0**-61, 1e25, 0.0]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", ["all near", "some far", "some blocks far", "right", "some not a number", "-0.0"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_sum_and_gradient_of_one_pass_have_the_bits_of_separate_calls(dtype, kind, scale, reduction, rng):
+    # Logits beyond 80 go another way than others, as do scales for which float32 will not do, and sums of nearly 0.
+    for size in (1024, 4096, 4100, 44_000):
+        z, y = rng.normal(0, 4, size), rng.random(size)
+        if kind == "right":
+            y = rng.integers(0, 2, size)
+            z = np.where(y == 1, 1, -1) * rng.uniform(20, 79, size)
+        elif kind == "some far":
+            z[::300] *= 100
+        elif kind == "some blocks far":
+            z[(np.arange(size) // 4096) % 3 == 1] *= 40
+        elif kind == "some not a number":
+            z[:: size // 3] = np.nan
+        elif kind == "-0.0":
+            y[::77], z[::7] = -0.0, -0.0
+        z, y = z.astype(dtype), y.astype(dtype)
+        with np.errstate(over="ignore"):
+            value = binary_cross_entropy_with_logits(z, y, scale, reduction)
+            both = binary_cross_entropy_with_logits_value_and_grad(z, y, scale, reduction)
+        gradient = gradients(z, y, scale, reduction)
+        assert both[0].tobytes() == value.tobytes()
+        assert both[1].tobytes() == gradient.tobytes()
+        # Nor do they depend on their neighbours, nor on how often the factor is given.
+        factor = scale / size if reduction == "mean" else scale
+        for start, stop in ((0, 1), (250, 520), (900, 1024)):
+            part = slice(start, stop)
+            assert gradients(z[part], y[part], factor).tobytes() == gradient[part].tobytes()
+        assert gradients(z, y, np.full(size, factor)).tobytes() == gradient.tobytes()
+
+
+@pytest.mark.parametrize("size", [1024, 4096, 44_000])
+@pytest.mark.parametrize("y", [1.5, -0.1, np.nan, np.inf], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_sum_and_gradient_of_one_pass_find_a_target_outside_its_domain(dtype, y, size, rng):
+    z, labels = rng.normal(0, 4, size).astype(dtype), rng.random(size).astype(dtype)
+    labels[size - 3] = y
+    with pytest.raises(ValueError, match=rf"got target\[{size - 3}\] = "):
+        binary_cross_entropy_with_logits_value_and_grad(z, labels)
+    value, gradient = binary_cross_entropy_with_logits_value_and_grad(z, labels, validate=False)
+    assert np.isnan(value)
+    expected = gradients(z, labels, reduction="mean", validate=False)
+    assert np.isnan(expected[size - 3])
+    assert np.isnan(expected).sum() == 1
+    assert_equal(gradient, expected)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -132,6 +132,7 @@ TWO_THIRDS_32, TWO_THIRDS_64 = U32(0x3F2AAAAB), U64(0x3FE5555555555555)
 EXPONENT_32, EXPONENT_64 = U32(0xFF800000), U64(0xFFF0000000000000)
 # The floor under a denominator of the gradient (design: as in PyTorch and Paddle), and its reciprocal in two parts.
 FLOOR_32, FLOOR_64 = F32(1e-12), 1e-12
+BITS_OF_FLOOR_32 = U32({hex(int(np.float32(1e-12).view(np.uint32))).upper().replace("X", "x")})
 STEEP_32, STEEP_REST_32 = F32(999999995904.0), F32(4096.0)
 STEEP_64, STEEP_REST_64 = 1e12, 0.0
 
@@ -140,10 +141,13 @@ LOG2_E_32, ROUND_32 = F32({float(np.float32(math.log2(math.e)))!r}), F32({1.5 * 
 LOG2_E_64, ROUND_64 = {math.log2(math.e)!r}, {1.5 * 2**52!r}
 # exp(-away) is 0 beyond HELD_AWAY, where it is held.  Beyond LATE_FROM it is kept LATE times too large, so that what
 # ends below the normal numbers is rounded there once, in the last step.
-HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(60.0), F32(2.0**-64)
+HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(80.0), F32(2.0**-64)
+BITS_OF_LATE_FROM_32 = U32(0x42A00000)
 HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
 # The same where float32 terms meet in float64.
 HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
+# Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
+LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 """
 
 LEGEND = """\
@@ -322,44 +326,93 @@ def shares_loss_float64(x, a, b):
     return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
 """,
         ),
-        *(
-            Formula(
-                f"gradient_{f.name}",
-                "d loss / d x = (x-y) / (x(1-x)), with x(1-x) no smaller than 1e-12.\n"
-                "\n"
-                "Numerator n and denominator d are kept with their rounding errors (two-sum; fma), and the\n"
-                "quotient q = n (1/d) is corrected by its residual: within 1 ULP, where plain steps are within 2.5.\n"
-                "Within 1e-12 of an end the floor rules: u/(1-t) - v 1e12, where v is the weight of the far end and\n"
-                "1/(1-t) = 1+t+t^2 to the last bit; the largest terms first, for what they leave when they cancel."
-                if f.name == "float32"
-                else "The same in float64.",
-                Template(
-                    """\
-def gradient_$T(x, y):
+        Formula(
+            "scale_left_float64",
+            "What a number that float32 results are multiplied by leaves to do in float64: 1 between LEAST_SCALE and\n"
+            "MOST_SCALE, all of it beyond them.",
+            """\
+def scale_left_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    return 1.0 if LEAST_SCALE <= size <= MOST_SCALE else factor
+""",
+        ),
+        Formula(
+            "scale_parts_float64",
+            "A number that float32 results are multiplied by, as scale (1 + rest), and 1/scale; or 1, where all of it\n"
+            "is left to do in float64.",
+            """\
+def scale_parts_float64(factor):
+    size = -factor if factor < 0.0 else factor
+    factor = factor if LEAST_SCALE <= size <= MOST_SCALE else 1.0
+    scale = F32(factor)
+    inverse = F32(1.0) / scale
+    return scale, inverse, F32(factor - F64(scale)) * inverse
+""",
+        ),
+        Formula(
+            "inner_gradient_float32",
+            "d loss / d x = (x-y) / (x(1-x)), scaled, where x(1-x) is above 1e-12: n/d, and d.  The rounding errors\n"
+            "of d, of the division and of the scale are put back by the last fma; with that of n, within 1.5 ULP.",
+            """\
+def inner_gradient_float32(x, y, scale, inverse, rest):
+    n = x - y
+    r = F32(1.0) - x
+    d = x * r
+    d_error = fma(x, (F32(1.0) - r) - x, fma(x, r, -d))
+    q = scale / d
+    q_error = fma(fma(-q, d_error, fma(-q, d, scale)), inverse, rest)
+    return fma(n, q, q * (n * q_error)), d
+""",
+        ),
+        Formula(
+            "gradient_float32",
+            "The same anywhere, with x(1-x) no smaller than 1e-12.  Within 1e-12 of an end this floor rules:\n"
+            "u/(1-t) - v 1e12, where v is the weight of the far end and 1/(1-t) = 1+t+t^2 to the last bit; the\n"
+            "largest terms first, for what they leave when they cancel.",
+            """\
+def gradient_float32(x, y, scale, inverse, rest):
+    q, _ = inner_gradient_float32(x, y, scale, inverse, rest)
+    beyond_half = x > F32(0.5)
+    t = F32(1.0) - x if beyond_half else x
+    z = F32(1.0) - y
+    z_error = (F32(1.0) - z) - y
+    v = z if beyond_half else y
+    u = y if beyond_half else z
+    v_error = z_error if beyond_half else F32(0.0)
+    u_error = F32(0.0) if beyond_half else z_error
+    steep = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(-v, STEEP_32, u) + fma(u, fma(t, t, t), u_error)))
+    steep = -steep if beyond_half else steep
+    return fma(steep, scale, steep * (scale * rest)) if t <= FLOOR_32 else q
+""",
+        ),
+        Formula(
+            "gradient_float64",
+            "The same in float64, without a scale.  Numerator n and denominator d are kept with their rounding\n"
+            "errors (two-sum; fma), and the quotient q = n (1/d) is corrected by its residual: within 1 ULP, where\n"
+            "plain steps are within 2.5.",
+            """\
+def gradient_float64(x, y):
     n = x - y
     back = n - x
     n_error = (x - (n - back)) - (y + back)
-    r = $one - x
+    r = 1.0 - x
     d = x * r
-    d_error = fma(x, ($one - r) - x, fma(x, r, -d))
-    reciprocal = $one / d
+    d_error = fma(x, (1.0 - r) - x, fma(x, r, -d))
+    reciprocal = 1.0 / d
     q = n * reciprocal
     q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
-    beyond_half = x > $half
+    beyond_half = x > 0.5
     t = r if beyond_half else x
-    z = $one - y
-    z_error = ($one - z) - y
+    z = 1.0 - y
+    z_error = (1.0 - z) - y
     v = z if beyond_half else y
     u = y if beyond_half else z
-    v_error = z_error if beyond_half else $zero
-    u_error = $zero if beyond_half else z_error
-    steep = fma(-v_error, STEEP_$B, fma(-v, STEEP_REST_$B, fma(-v, STEEP_$B, u) + fma(u, fma(t, t, t), u_error)))
+    v_error = z_error if beyond_half else 0.0
+    u_error = 0.0 if beyond_half else z_error
+    steep = fma(-v_error, STEEP_64, fma(-v, STEEP_REST_64, fma(-v, STEEP_64, u) + fma(u, fma(t, t, t), u_error)))
     steep = -steep if beyond_half else steep
-    return steep if t <= FLOOR_$B else q
-"""
-                ).substitute(f.words, half=f.literal("0.5"), B=f.name[-2:]),
-            )
-            for f in FLOATS
+    return steep if t <= FLOOR_64 else q
+""",
         ),
         Formula(
             "shares_gradient_float64",
@@ -450,7 +503,7 @@ def exp_$T(away):
     r, s, shifted = exp_parts_$T(away)
     k = $U(bits_of_$T(shifted) + ($U($raised) if far else $U(0)))
     power = ${T}_of_bits($U($U(k << $U($shift)) + $U($BITS_OF_ONE)))
-    return ($one + (r + s)) * power, LATE_$B if far else $one
+    return fma(r + s, power, power), LATE_$B if far else $one
 """
                 )
                 .safe_substitute(f.words)
@@ -505,34 +558,47 @@ def loss_of_sides_$T(z, wrong, error, whole):
             )
             for f in FLOATS
         ),
-        *(
-            Formula(
-                f"gradient_of_sides_{f.name}",
-                "The gradient: n/d with n = wrong - right e and d = 1+e, the quotient corrected by its residual, in\n"
-                "which the rounding errors of n, d and the shares are put back."
-                if f.name == "float32"
-                else "The same in float64.",
-                Template(
-                    """\
-def gradient_of_sides_$T(z, wrong, wrong_error, right, right_error):
-    a = -z if z < $zero else z
-    u, late = exp_$T(HELD_AWAY_$B if a > HELD_AWAY_$B else a)
-    clear = wrong == $zero
+        Formula(
+            "gradient_of_exp_float32",
+            "The gradient, scaled, from e = exp(-|z|) = (1+v) power: n/d with d = 1+e, and n = 1 - y d for z > 0,\n"
+            "else e - y d.  That needs no 1-y, and `near` is exact for the right one of hard labels.  The rounding\n"
+            "errors of e, of d, of the last step of n, of the division and of the scale are all put back by the last\n"
+            "fma: within 1.6 ULP, scale and all.",
+            """\
+def gradient_of_exp_float32(z, y, v, power, scale, inverse, rest):
+    e = fma(v, power, power)
+    e_error = fma(v, power, power - e)
+    d = F32(1.0) + e
+    d_error = ((F32(1.0) - d) + e) + e_error
+    near = fma(-y, d, F32(1.0) if z > F32(0.0) else e)
+    n = fma(-y, d_error, near)
+    n_error = fma(-y, d_error, near - n) + (F32(0.0) if z > F32(0.0) else e_error)
+    q = scale / d
+    q_error = fma(fma(-q, d_error, fma(-q, d, scale)), inverse, rest)
+    return fma(n, q, q * fma(n, q_error, n_error))
+""",
+        ),
+        Formula(
+            "gradient_of_sides_float64",
+            "The gradient in float64: n/d with n = wrong - right e and d = 1+e, its sign turned for z <= 0; the\n"
+            "quotient corrected by its residual, in which the rounding errors of n, d and the shares are put back.",
+            """\
+def gradient_of_sides_float64(z, wrong, wrong_error, right, right_error):
+    a = -z if z < 0.0 else z
+    u, late = exp_float64(HELD_AWAY_64 if a > HELD_AWAY_64 else a)
+    clear = wrong == 0.0
     e = u * late
-    v, last = (u, late) if clear else (e, $one)
+    v, last = (u, late) if clear else (e, 1.0)
     paid = right * v
     n = wrong - paid
     back = n - wrong
     n_error = (wrong - (n - back)) - (paid + back) - fma(right, v, -paid) + fma(-right_error, v, wrong_error)
-    d = $one + e
-    reciprocal = $one / d
+    d = 1.0 + e
+    reciprocal = 1.0 / d
     q = n * reciprocal
-    q = fma(fma(-q, d, n) + fma(-q, ($one - d) + e, n_error), reciprocal, q)
-    return q if z > $zero else -q, last
-"""
-                ).substitute(f.words, B=f.name[-2:]),
-            )
-            for f in FLOATS
+    q = fma(fma(-q, d, n) + fma(-q, (1.0 - d) + e, n_error), reciprocal, q)
+    return q if z > 0.0 else -q, last
+""",
         ),
         *(
             Formula(
@@ -560,7 +626,9 @@ def hessian_of_sides_$T(z, whole):
             Formula(
                 f"logits_{what}_{f.name}",
                 f"The {what} of a logit and its label." if f.name == "float32" else "The same in float64.",
-                Template(text).substitute(f.words),
+                SCALED_LOGITS_GRADIENT
+                if (what, f.name) == ("gradient", "float32")
+                else Template(text).substitute(f.words),
             )
             for what, text in LOGITS_PLAIN.items()
             for f in FLOATS
@@ -840,6 +908,20 @@ def logits_hessian_$T(z, y):
     return hessian_of_sides_$T(z, $one)
 """,
 }
+# In float32, scaled.  The exponential that is all there is of a gradient is kept 2^64 times too large beyond
+# LATE_FROM_32; d and n take no notice, since it is below 2^-51 of them even so.
+SCALED_LOGITS_GRADIENT = """\
+def logits_gradient_float32(z, y, scale, inverse, rest):
+    a = -z if z < F32(0.0) else z
+    far = a > LATE_FROM_32
+    r, s, shifted = exp_parts_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
+    k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
+    power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
+    late = LATE_32 if far else F32(1.0)
+    clear = y == (F32(1.0) if z > F32(0.0) else F32(0.0))
+    power *= F32(1.0) if clear else late
+    return gradient_of_exp_float32(z, y, r + s, power, scale, inverse, rest), late if clear else F32(1.0)
+"""
 LOGITS_SHARES = {
     "loss": (
         "The loss of a logit and such shares, a for 1-y and b for y.",
@@ -1307,14 +1389,17 @@ $load$inside            $loss
 $result
 ''')
 
-PRODUCT_SUM = '''
-
+PRODUCT_SUM_LEGEND = """\
 # Sums of float32 logits.  Of log(1+e) too a sum is the logarithm of a product: LANES products of at most 2^16 run side
 # by side, and wrong |z| = max(z, 0) - z y goes to a sum of its own.  1+e is off by 2^-53 at most, so a block whose sum
 # is small is refused, as for hard labels; but here any label will do.  An infinite logit is refused by its NaN.
-@maker
-def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block; NaN if it is small, or a y is outside [0, 1]."""
+"""
+
+PRODUCT_SUM = Template('''
+
+$legend@maker
+def logits_product_sum_${and_gradient}float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block$and_the_gradients; NaN if it is small, or a y is outside [0, 1]."""
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
     lanes, product = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
     r, s, power = (
@@ -1322,20 +1407,19 @@ def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
         array_at(scratch_at + 20 * LANES, LANES, F32),
         array_at(scratch_at + 24 * LANES, LANES, F32),
     )
-    if I64(scale) & FIRST:
+$before    if I64(scale) & FIRST:
         lanes[:] = 0.0
         product[:] = 1.0
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
-        for j in range(width):
+$before_row        for j in range(width):
             zi, yi = x[row + j], y[row + j]
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
-            a = -zi if zi < F32(0.0) else zi
-            r[j], s[j], shifted = exp_parts_float32(LATE_FROM_WIDE if a > LATE_FROM_WIDE else a)
+$away            r[j], s[j], shifted = exp_parts_float32(LATE_FROM_WIDE if a > LATE_FROM_WIDE else a)
             power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
-        for j in range(width):
+$gradients        for j in range(width):
             zi = F64(x[row + j])
             lanes[j] += fma(-zi, F64(y[row + j]), zi if zi > 0.0 else 0.0)
             product[j] *= fma((1.0 + F64(r[j])) + F64(s[j]), F64(power[j]), 1.0)
@@ -1357,7 +1441,45 @@ def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
     e += F64(exponent)
     total = fold(lanes) + fma(e, LOG2_HIGH_64, log_rest_float64(e, m))
     return total if total >= LEAST_HARD_SUM_32 else np.nan
-'''
+''')
+SUM_ALONE = {
+    "legend": PRODUCT_SUM_LEGEND,
+    "and_gradient": "",
+    "and_the_gradients": "",
+    "before": "",
+    "before_row": "",
+    "away": "            a = -zi if zi < F32(0.0) else zi\n",
+    "gradients": "",
+}
+LARGEST_Z = """\
+            bits = U32(bits_of_float32(zi) & U32(0x7FFFFFFF))
+            largest_z = bits if bits > largest_z else largest_z
+"""
+SUM_AND_GRADIENT = {
+    "legend": """\
+# The same with the gradients, which are made of the same exponentials (0.43 ns an element, 0.50 by two makers).  Their
+# scale, one for which float32 will do, stands before the scratch memory.
+""",
+    "and_gradient": "and_gradient_",
+    "and_the_gradients": ", and the gradient of each element",
+    "before": """\
+    out = array_at(out_at, BLOCK, F32)
+    factor, inverse, rest = scale_parts_float64(array_at(scratch_at - 8, 1, F64)[0])
+""",
+    "before_row": "        largest_z = U32(0)\n",
+    "away": f"{LARGEST_Z}            a = float32_of_bits(bits)\n",
+    "gradients": """\
+        if largest_z <= BITS_OF_LATE_FROM_32:
+            for j in range(width):
+                out[row + j] = gradient_of_exp_float32(
+                    x[row + j], y[row + j], r[j] + s[j], power[j], factor, inverse, rest
+                )
+        else:
+            for j in range(width):
+                value, late = logits_gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
+                out[row + j] = value * late
+""",
+}
 
 FOCAL = Template('''
 
@@ -1465,6 +1587,99 @@ $body        if w_at == 0:
     return $verdict
 ''')
 
+GRADIENT = """
+
+# Gradients of float32.  A row in which the floor may rule, or with a factor for each element, goes a longer way, by
+# which all others have the same bits.
+@maker
+def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""The gradient of each element for each label, times w and `scale`.\"""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    factors, rests = array_at(scratch_at + 32 * LANES, LANES, F32), array_at(scratch_at + 36 * LANES, LANES, F32)
+    factor, inverse, rest = scale_parts_float64(scale)
+    left = scale_left_float64(scale)
+    largest_x = U32(0)
+    largest_y = U32(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        least_d = U32(0xFFFFFFFF)
+        for j in range(width):
+            xi, yi = x[row + j], y[row + j]
+            bits = bits_of_float32(xi)
+            largest_x = bits if bits > largest_x else largest_x
+            bits = bits_of_float32(yi)
+            largest_y = bits if bits > largest_y else largest_y
+            out[row + j], d = inner_gradient_float32(xi, yi, factor, inverse, rest)
+            bits = bits_of_float32(d)
+            least_d = bits if bits < least_d else least_d
+        if w_at == 0 and left == 1.0 and least_d > BITS_OF_FLOOR_32 and largest_x <= U32(0x3F800000):
+            continue
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * left)
+        else:
+            for j in range(width):
+                factors[j], _, rests[j] = scale_parts_float64(w[row + j] * scale)
+            for j in range(width):
+                out[row + j] = gradient_float32(x[row + j], y[row + j], factors[j], F32(1.0) / factors[j], rests[j])
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
+    return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
+"""
+
+LOGITS_GRADIENT = Template("""
+
+# Gradients of float32 logits.  In two loops, since one has too long a chain to run at full width (0.20 ns an element,
+# not 0.25).  A row with an exponential that has to be multiplied in late, or with a factor for each element, goes a
+# longer way, by which all others have the same bits.
+@maker
+def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    \"""The gradient of each element for each label, times w and `scale`.\"""
+    size = U64(count)
+    x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    v, power = array_at(scratch_at + 32 * LANES, LANES, F32), array_at(scratch_at + 36 * LANES, LANES, F32)
+    values, lates = array_at(scratch_at + 40 * LANES, LANES, F32), array_at(scratch_at + 44 * LANES, LANES, F32)
+    factors, rests = v, power
+    factor, inverse, rest = scale_parts_float64(scale)
+    left = scale_left_float64(scale)
+    largest_y = U32(0)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        largest_z = U32(0)
+        for j in range(width):
+            zi, yi = x[row + j], y[row + j]
+            bits = bits_of_float32(yi)
+            largest_y = bits if bits > largest_y else largest_y
+$largest_z            r, s, shifted = exp_parts_float32(float32_of_bits(bits))
+            v[j] = r + s
+            power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+        if w_at == 0 and left == 1.0 and largest_z <= BITS_OF_LATE_FROM_32:
+            for j in range(width):
+                out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
+        elif w_at == 0:
+            for j in range(width):
+                values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * left * F64(lates[j]))
+        else:
+            for j in range(width):
+                factors[j], _, rests[j] = scale_parts_float64(w[row + j] * scale)
+            for j in range(width):
+                values[j], lates[j] = logits_gradient_float32(
+                    x[row + j], y[row + j], factors[j], F32(1.0) / factors[j], rests[j]
+                )
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * scale_left_float64(w[row + j] * scale) * F64(lates[j]))
+    return F64(largest_y > U32(0x3F800000))
+""").substitute(largest_z=LARGEST_Z)
+
 SCALED = """\
     if w_at != 0:
         for i in range(size):
@@ -1485,6 +1700,9 @@ def loops_of_each(family: Family, f: Float) -> str:
         for what in family.makes:
             if shares and what == "loss" and f.name == "float32":
                 continue  # made of the terms, as the sum
+            if (what, f.name, shares) == ("gradient", "float32", False):
+                text += LOGITS_GRADIENT if family.prefix else GRADIENT
+                continue
             # Logits are scaled in the loop, before what is late; but for the loss of float32, which then has another.
             late = family.prefix != "" and not (what == "loss" and f.name == "float32")
             i = "row + j" if late else "i"
@@ -2138,7 +2356,8 @@ def render_cpu() -> str:
     for family in FAMILIES:
         for f in FLOATS:
             text += loops_of_sums(family, f)
-    text += PRODUCT_SUM + ELEMENTWISE_LEGEND
+    text += "".join(PRODUCT_SUM.substitute(words) for words in (SUM_ALONE, SUM_AND_GRADIENT))
+    text += ELEMENTWISE_LEGEND
     for family in FAMILIES:
         for f in FLOATS:
             words = f.words | {"prefix": family.prefix, "numpy_T": "F64" if f.name == "float64" else "F32"}
