@@ -26,6 +26,9 @@ from nbbce._primitives_cpu import (
     float64_of_longdouble,
     fma,
     half_of_float32,
+    transpose_4,
+    transpose_8,
+    transpose_16,
 )
 
 # The default error model checks each division, and that branch stops a loop from vectorising; so does a formula that
@@ -3969,4 +3972,95 @@ def copy_uint8_to_uint8(from_at, from_row, from_step, to_at, to_row, to_step, ro
             array_at(to_item, 1, np.uint8)[0] = np.uint8(array_at(from_item, 1, np.uint8)[0])
             from_item += from_step
             to_item += to_step
+    return 0
+
+
+@copier
+def transpose_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Copy `rows` x `columns` elements, as they are, whose columns lie in memory one after the other."""
+    done = 0
+    if from_row == 4 and to_step == 4 and rows >= 16 and columns > 1:
+        # Tiles of a size overlap where they do not fit.  Fewer columns than a tile has it writes as if they were more,
+        # and the next row over those: the last row is for the loop below.
+        if columns >= 16:
+            done = rows
+        elif to_row == 4 * columns:
+            done = (rows - 1) // 16 * 16
+    # The same columns as long as they last: with all columns of a row first, and nothing asked for ahead, a mean of 20
+    # columns took 0.82 ns an element, not 0.56.
+    for c in range(0, columns if done > 0 else 0, 16):
+        first = max(0, min(c, columns - 16))
+        for r in range(0, done, 16):
+            top = min(r, rows - 16)
+            tile_at, rows_at = from_at + 4 * top + from_step * first, to_at + to_row * top + 4 * first
+            if columns <= 4:
+                transpose_4(tile_at, from_step, rows_at, to_row, columns - first, F32)
+            elif columns <= 8:
+                transpose_8(tile_at, from_step, rows_at, to_row, columns - first, F32)
+            else:
+                transpose_16(tile_at, from_step, rows_at, to_row, columns - first, F32)
+    for c in range(columns):
+        for r in range(done, rows):
+            value = array_at(from_at + r * from_row + c * from_step, 1, F32)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = value
+    return 0
+
+
+@copier
+def transpose_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Copy `rows` x `columns` elements, as they are, whose columns lie in memory one after the other."""
+    done = 0
+    if from_row == 8 and to_step == 8 and rows >= 8 and columns > 1:
+        # Tiles of a size overlap where they do not fit.  Fewer columns than a tile has it writes as if they were more,
+        # and the next row over those: the last row is for the loop below.
+        if columns >= 8:
+            done = rows
+        elif to_row == 8 * columns:
+            done = (rows - 1) // 8 * 8
+    # The same columns as long as they last: with all columns of a row first, and nothing asked for ahead, a mean of 20
+    # columns took 0.82 ns an element, not 0.56.
+    for c in range(0, columns if done > 0 else 0, 8):
+        first = max(0, min(c, columns - 8))
+        for r in range(0, done, 8):
+            top = min(r, rows - 8)
+            tile_at, rows_at = from_at + 8 * top + from_step * first, to_at + to_row * top + 8 * first
+            if columns <= 4:
+                transpose_4(tile_at, from_step, rows_at, to_row, columns - first, F64)
+            else:
+                transpose_8(tile_at, from_step, rows_at, to_row, columns - first, F64)
+    for c in range(columns):
+        for r in range(done, rows):
+            value = array_at(from_at + r * from_row + c * from_step, 1, F64)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = value
+    return 0
+
+
+@copier
+def transpose_uint8(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Copy `rows` x `columns` elements, as they are, whose columns lie in memory one after the other."""
+    done = 0
+    if from_row == 1 and to_step == 1 and rows >= 16 and columns > 1:
+        # Tiles of a size overlap where they do not fit.  Fewer columns than a tile has it writes as if they were more,
+        # and the next row over those: the last row is for the loop below.
+        if columns >= 16:
+            done = rows
+        elif to_row == columns:
+            done = (rows - 1) // 16 * 16
+    # The same columns as long as they last: with all columns of a row first, and nothing asked for ahead, a mean of 20
+    # columns took 0.82 ns an element, not 0.56.
+    for c in range(0, columns if done > 0 else 0, 16):
+        first = max(0, min(c, columns - 16))
+        for r in range(0, done, 16):
+            top = min(r, rows - 16)
+            tile_at, rows_at = from_at + top + from_step * first, to_at + to_row * top + first
+            if columns <= 4:
+                transpose_4(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)
+            elif columns <= 8:
+                transpose_8(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)
+            else:
+                transpose_16(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)
+    for c in range(columns):
+        for r in range(done, rows):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint8)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, np.uint8)[0] = value
     return 0

@@ -900,6 +900,9 @@ from nbbce._primitives_cpu import (
     float64_of_longdouble,
     fma,
     half_of_float32,
+    transpose_4,
+    transpose_8,
+    transpose_16,
 )
 
 # The default error model checks each division, and that branch stops a loop from vectorising; so does a formula that
@@ -1919,6 +1922,34 @@ def copy_${source}_to_$destination(from_at, from_row, from_step, to_at, to_row, 
     return 0
 ''')
 
+TRANSPOSITION = Template('''
+
+@copier
+def transpose_$type(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Copy `rows` x `columns` elements, as they are, whose columns lie in memory one after the other."""
+    done = 0
+    if from_row == $size and to_step == $size and rows >= $rows and columns > 1:
+        # Tiles of a size overlap where they do not fit.  Fewer columns than a tile has it writes as if they were more,
+        # and the next row over those: the last row is for the loop below.
+        if columns >= $rows:
+            done = rows
+        elif to_row == $row_size:
+            done = (rows - 1) // $rows * $rows
+    # The same columns as long as they last: with all columns of a row first, and nothing asked for ahead, a mean of 20
+    # columns took 0.82 ns an element, not 0.56.
+    for c in range(0, columns if done > 0 else 0, $rows):
+        first = max(0, min(c, columns - $rows))
+        for r in range(0, done, $rows):
+            top = min(r, rows - $rows)
+            tile_at, rows_at = from_at + $top + from_step * first, to_at + to_row * top + $first
+$tiles
+    for c in range(columns):
+        for r in range(done, rows):
+            value = array_at(from_at + r * from_row + c * from_step, 1, $numpy_T)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, $numpy_T)[0] = value
+    return 0
+''')
+
 EVERY_OTHER = Template("""
         elif to_step == $destination_size and from_step == $twice and left > U64(1):
             pairs, to = array_at(from_item, left, $pair_type), array_at(to_item, left, $destination_type)
@@ -1960,6 +1991,32 @@ STORES = {
     "float32": (4, "F32", "F32({v})"),
     "float64": (8, "F64", "F64({v})"),
 }
+
+
+def transpositions() -> str:
+    """One for each type that the loops read."""
+    text = ""
+    for name in ("float32", "float64", "uint8"):
+        size, numpy_type, _ = LOADS[name]
+        rows = min(16, 64 // size)  # see tile_rows
+        times = "" if size == 1 else f"{size} * "
+        tiles = ""
+        for width in (4, 8, 16):
+            if width <= rows:
+                test = "else" if width == rows else f"elif columns <= {width}" if tiles else f"if columns <= {width}"
+                tiles += f"            {test}:\n                transpose_{width}"
+                tiles += f"(tile_at, from_step, rows_at, to_row, columns - first, {numpy_type})\n"
+        text += TRANSPOSITION.substitute(
+            type=name,
+            size=size,
+            rows=rows,
+            numpy_T=numpy_type,
+            tiles=tiles.rstrip(),
+            row_size=f"{times}columns",
+            top=f"{times}top",
+            first=f"{times}first",
+        )
+    return text
 
 
 def copies() -> str:
@@ -2004,7 +2061,7 @@ def copies() -> str:
             every_other=every_other,
             strided=expression.format(v=f"array_at(from_item, 1, {source_type})[0]"),
         )
-    return text
+    return text + transpositions()
 
 
 def hard_sums() -> str:
