@@ -310,6 +310,18 @@ def test_number_of_columns_in_fortran_order_does_not_change_the_bits(dtype, colu
         assert_same(answers(fortran(x), flags), hard)
 
 
+@pytest.mark.parametrize("step", [2, 3, 4, 5, -1, -2, -3])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_step_does_not_change_the_bits(dtype, step, rng):
+    for size in (1, 15, 16, 17, 33, 4097, 35_001):
+        x, y = (rng.random(size * abs(step)).astype(dtype)[::step] for _ in range(2))
+        expected = answers(x.copy(), y.copy())
+        assert_same(answers(x, y), expected)
+        assert_same(answers(x, y.copy()), expected)
+        table = np.stack([x] * abs(step), axis=1)
+        assert_same(answers(table[:, 0], y), expected)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("labels", ["uint8", "bool", "int32"])
 def test_layout_of_integer_labels_does_not_change_the_bits(labels, layout, rng):

@@ -377,6 +377,19 @@ def test_transposition_writes_the_rows_and_nothing_else(dtype, dense):
                 assert (memory == 255).all()
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, -1, -2, -3, -4])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_strided_memory_is_copied_and_nothing_else_written(dtype, step):
+    rng = np.random.default_rng(8)
+    for size in (*range(1, 36), 63, 64, 65, 200):
+        x = rng.integers(0, 255, (size - 1) * abs(step) + 1).astype(dtype)[None, ::step]
+        memory = np.full(size + 40, 255, dtype)
+        copy_native(f"copy_{dtype}_to_{dtype}", x, memory[None, 20:-20])
+        assert np.array_equal(memory[20:-20], x[0])
+        memory[20:-20] = 255
+        assert (memory == 255).all()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect is called as on Linux")
 @pytest.mark.parametrize("at_end", [True, False], ids=["at the end", "at the start"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
