@@ -30,6 +30,7 @@ from nbbce._primitives_cpu import (
     float64_of_longdouble,
     fma,
     half_of_float32,
+    transpose_2,
     transpose_4,
     transpose_8,
     transpose_16,
@@ -4040,7 +4041,9 @@ def transpose_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows
         for r in range(0, done, 16):
             top = min(r, rows - 16)
             tile_at, rows_at = from_at + 4 * top + from_step * first, to_at + to_row * top + 4 * first
-            if columns <= 4:
+            if columns <= 2:
+                transpose_2(tile_at, from_step, rows_at, to_row, columns - first, F32)
+            elif columns <= 4:
                 transpose_4(tile_at, from_step, rows_at, to_row, columns - first, F32)
             elif columns <= 8:
                 transpose_8(tile_at, from_step, rows_at, to_row, columns - first, F32)
@@ -4071,7 +4074,9 @@ def transpose_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows
         for r in range(0, done, 8):
             top = min(r, rows - 8)
             tile_at, rows_at = from_at + 8 * top + from_step * first, to_at + to_row * top + 8 * first
-            if columns <= 4:
+            if columns <= 2:
+                transpose_2(tile_at, from_step, rows_at, to_row, columns - first, F64)
+            elif columns <= 4:
                 transpose_4(tile_at, from_step, rows_at, to_row, columns - first, F64)
             else:
                 transpose_8(tile_at, from_step, rows_at, to_row, columns - first, F64)
@@ -4100,7 +4105,9 @@ def transpose_uint8(from_at, from_row, from_step, to_at, to_row, to_step, rows, 
         for r in range(0, done, 16):
             top = min(r, rows - 16)
             tile_at, rows_at = from_at + top + from_step * first, to_at + to_row * top + first
-            if columns <= 4:
+            if columns <= 2:
+                transpose_2(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)
+            elif columns <= 4:
                 transpose_4(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)
             elif columns <= 8:
                 transpose_8(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)

@@ -226,6 +226,10 @@ def _transposition(widest: int) -> Any:
                     for a, b in pairs
                     for start in (0, rows // 2)
                 ]
+            if widest == 2:  # there are two columns then, and nothing between rows
+                for k, values in enumerate(vectors):
+                    _store(builder, values, builder.add(destination, builder.mul(INT64(k * rows // 2), row)))
+                return context.get_dummy_value()
             for r in range(rows):
                 vector, start = vectors[r * widest // rows], r * widest % rows
                 values = _shuffled(builder, vector, vector, range(start, start + widest))
@@ -237,7 +241,7 @@ def _transposition(widest: int) -> Any:
     return transpose
 
 
-transpose_4, transpose_8, transpose_16 = (_transposition(widest) for widest in (4, 8, 16))
+transpose_2, transpose_4, transpose_8, transpose_16 = (_transposition(widest) for widest in (2, 4, 8, 16))
 
 
 def _strided(step: int) -> Any:

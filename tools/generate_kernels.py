@@ -904,6 +904,7 @@ from nbbce._primitives_cpu import (
     float64_of_longdouble,
     fma,
     half_of_float32,
+    transpose_2,
     transpose_4,
     transpose_8,
     transpose_16,
@@ -2016,7 +2017,7 @@ def transpositions() -> str:
         rows = min(16, 64 // size)  # see tile_rows
         times = "" if size == 1 else f"{size} * "
         tiles = ""
-        for width in (4, 8, 16):
+        for width in (2, 4, 8, 16):
             if width <= rows:
                 test = "else" if width == rows else f"elif columns <= {width}" if tiles else f"if columns <= {width}"
                 tiles += f"            {test}:\n                transpose_{width}"
