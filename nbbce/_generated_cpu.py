@@ -18,6 +18,10 @@ from nbbce._primitives_cpu import (
     bits_of_float32,
     bits_of_float64,
     byte_swapped,
+    copy_backwards,
+    copy_fourth,
+    copy_second,
+    copy_third,
     float32_of_bfloat16,
     float32_of_bits,
     float32_of_half,
@@ -27,6 +31,10 @@ from nbbce._primitives_cpu import (
     fma,
     half_of_float32,
     prefetch,
+    transpose_2,
+    transpose_4,
+    transpose_8,
+    transpose_16,
 )
 
 # The default error model checks each division, and that branch stops a loop from vectorising; so does a formula that
@@ -3156,7 +3164,9 @@ def logits_column_products_float32(x_at, y_at, w_at, scale, out_at, count, scrat
 
 # Loads and stores that convert.  A row of the table is what a dtype is in memory and how it becomes another.  Dense
 # rows, a repeated element and every other element have loops that vectorise.  Every other element is read as the
-# low half of a pair (0.05 ns an element, not 0.24), all but the last, whose pair may end outside the array.
+# low half of a pair (0.05 ns an element, not 0.24), all but the last, whose pair may end outside the array.  What is
+# not converted is read in whole vectors and shuffled, also every third or fourth element (0.07 and 0.13 ns, not 0.21)
+# and memory backwards (a mean took 0.65 ns an element, and takes 0.42).
 
 
 @copier
@@ -3233,12 +3243,29 @@ def copy_float32_to_float32(from_at, from_row, from_step, to_at, to_row, to_step
                 to[c] = F32(value)
             left = U64(0)
         elif to_step == 4 and from_step == 8 and left > U64(1):
-            pairs, to = array_at(from_item, left, U64), array_at(to_item, left, F32)
-            for c in range(left - U64(1)):
-                to[c] = F32(float32_of_bits(U32(pairs[c] & U64(0xFFFFFFFF))))
-            from_item += I64(left - U64(1)) * from_step
-            to_item += I64(left - U64(1)) * to_step
-            left = U64(1)
+            for _ in range((left - U64(1)) // U64(16)):
+                copy_second(from_item, to_item, F32)
+                from_item += 16 * from_step
+                to_item += 64
+                left -= U64(16)
+        elif to_step == 4 and from_step == 12 and left > U64(1):
+            for _ in range((left - U64(1)) // U64(16)):
+                copy_third(from_item, to_item, F32)
+                from_item += 16 * from_step
+                to_item += 64
+                left -= U64(16)
+        elif to_step == 4 and from_step == 16 and left > U64(1):
+            for _ in range((left - U64(1)) // U64(16)):
+                copy_fourth(from_item, to_item, F32)
+                from_item += 16 * from_step
+                to_item += 64
+                left -= U64(16)
+        elif to_step == 4 and from_step == -4 and left > U64(1):
+            for _ in range((left - U64(1)) // U64(16)):
+                copy_backwards(from_item, to_item, F32)
+                from_item += 16 * from_step
+                to_item += 64
+                left -= U64(16)
         for _ in range(left):
             array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, F32)[0])
             from_item += from_step
@@ -3698,6 +3725,30 @@ def copy_float64_to_float64(from_at, from_row, from_step, to_at, to_row, to_step
             for c in range(left):
                 to[c] = F64(value)
             left = U64(0)
+        elif to_step == 8 and from_step == 16 and left > U64(1):
+            for _ in range((left - U64(1)) // U64(8)):
+                copy_second(from_item, to_item, F64)
+                from_item += 8 * from_step
+                to_item += 64
+                left -= U64(8)
+        elif to_step == 8 and from_step == 24 and left > U64(1):
+            for _ in range((left - U64(1)) // U64(8)):
+                copy_third(from_item, to_item, F64)
+                from_item += 8 * from_step
+                to_item += 64
+                left -= U64(8)
+        elif to_step == 8 and from_step == 32 and left > U64(1):
+            for _ in range((left - U64(1)) // U64(8)):
+                copy_fourth(from_item, to_item, F64)
+                from_item += 8 * from_step
+                to_item += 64
+                left -= U64(8)
+        elif to_step == 8 and from_step == -8 and left > U64(1):
+            for _ in range((left - U64(1)) // U64(8)):
+                copy_backwards(from_item, to_item, F64)
+                from_item += 8 * from_step
+                to_item += 64
+                left -= U64(8)
         for _ in range(left):
             array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, F64)[0])
             from_item += from_step
@@ -4161,4 +4212,101 @@ def copy_uint8_to_uint8(from_at, from_row, from_step, to_at, to_row, to_step, ro
             array_at(to_item, 1, np.uint8)[0] = np.uint8(array_at(from_item, 1, np.uint8)[0])
             from_item += from_step
             to_item += to_step
+    return 0
+
+
+@copier
+def transpose_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Copy `rows` x `columns` elements, as they are, whose columns lie in memory one after the other."""
+    done = 0
+    if from_row == 4 and to_step == 4 and rows >= 16 and columns > 1:
+        # Tiles of a size overlap where they do not fit.  Fewer columns than a tile has it writes as if they were more,
+        # and the next row over those: the last row is for the loop below.
+        if columns >= 16:
+            done = rows
+        elif to_row == 4 * columns:
+            done = (rows - 1) // 16 * 16
+    # The same columns as long as they last: with all columns of a row first, and nothing asked for ahead, a mean of 20
+    # columns took 0.82 ns an element, not 0.56.
+    for c in range(0, columns if done > 0 else 0, 16):
+        first = max(0, min(c, columns - 16))
+        for r in range(0, done, 16):
+            top = min(r, rows - 16)
+            tile_at, rows_at = from_at + 4 * top + from_step * first, to_at + to_row * top + 4 * first
+            if columns <= 2:
+                transpose_2(tile_at, from_step, rows_at, to_row, columns - first, F32)
+            elif columns <= 4:
+                transpose_4(tile_at, from_step, rows_at, to_row, columns - first, F32)
+            elif columns <= 8:
+                transpose_8(tile_at, from_step, rows_at, to_row, columns - first, F32)
+            else:
+                transpose_16(tile_at, from_step, rows_at, to_row, columns - first, F32)
+    for c in range(columns):
+        for r in range(done, rows):
+            value = array_at(from_at + r * from_row + c * from_step, 1, F32)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F32)[0] = value
+    return 0
+
+
+@copier
+def transpose_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Copy `rows` x `columns` elements, as they are, whose columns lie in memory one after the other."""
+    done = 0
+    if from_row == 8 and to_step == 8 and rows >= 8 and columns > 1:
+        # Tiles of a size overlap where they do not fit.  Fewer columns than a tile has it writes as if they were more,
+        # and the next row over those: the last row is for the loop below.
+        if columns >= 8:
+            done = rows
+        elif to_row == 8 * columns:
+            done = (rows - 1) // 8 * 8
+    # The same columns as long as they last: with all columns of a row first, and nothing asked for ahead, a mean of 20
+    # columns took 0.82 ns an element, not 0.56.
+    for c in range(0, columns if done > 0 else 0, 8):
+        first = max(0, min(c, columns - 8))
+        for r in range(0, done, 8):
+            top = min(r, rows - 8)
+            tile_at, rows_at = from_at + 8 * top + from_step * first, to_at + to_row * top + 8 * first
+            if columns <= 2:
+                transpose_2(tile_at, from_step, rows_at, to_row, columns - first, F64)
+            elif columns <= 4:
+                transpose_4(tile_at, from_step, rows_at, to_row, columns - first, F64)
+            else:
+                transpose_8(tile_at, from_step, rows_at, to_row, columns - first, F64)
+    for c in range(columns):
+        for r in range(done, rows):
+            value = array_at(from_at + r * from_row + c * from_step, 1, F64)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, F64)[0] = value
+    return 0
+
+
+@copier
+def transpose_uint8(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Copy `rows` x `columns` elements, as they are, whose columns lie in memory one after the other."""
+    done = 0
+    if from_row == 1 and to_step == 1 and rows >= 16 and columns > 1:
+        # Tiles of a size overlap where they do not fit.  Fewer columns than a tile has it writes as if they were more,
+        # and the next row over those: the last row is for the loop below.
+        if columns >= 16:
+            done = rows
+        elif to_row == columns:
+            done = (rows - 1) // 16 * 16
+    # The same columns as long as they last: with all columns of a row first, and nothing asked for ahead, a mean of 20
+    # columns took 0.82 ns an element, not 0.56.
+    for c in range(0, columns if done > 0 else 0, 16):
+        first = max(0, min(c, columns - 16))
+        for r in range(0, done, 16):
+            top = min(r, rows - 16)
+            tile_at, rows_at = from_at + top + from_step * first, to_at + to_row * top + first
+            if columns <= 2:
+                transpose_2(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)
+            elif columns <= 4:
+                transpose_4(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)
+            elif columns <= 8:
+                transpose_8(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)
+            else:
+                transpose_16(tile_at, from_step, rows_at, to_row, columns - first, np.uint8)
+    for c in range(columns):
+        for r in range(done, rows):
+            value = array_at(from_at + r * from_row + c * from_step, 1, np.uint8)[0]
+            array_at(to_at + r * to_row + c * to_step, 1, np.uint8)[0] = value
     return 0

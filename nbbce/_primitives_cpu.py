@@ -1,13 +1,14 @@
 """The operations that Numba has no name for: the only CPU file that knows llvmlite.
 
-Each is one LLVM instruction or a cast.  None carries a fast-math flag, so LLVM may neither contract nor
-re-associate what the formulas spell out: that is what makes the bits equal on every machine.
+Each is one LLVM instruction or a cast, or moves memory in whole vectors.  None carries a fast-math flag, so LLVM may
+neither contract nor re-associate what the formulas spell out: that is what makes the bits equal on every machine.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -46,16 +47,21 @@ def byte_swapped(typingctx: Any, bits: Any) -> Any:
     return bits(bits), lambda context, builder, signature, arguments: builder.bswap(arguments[0])
 
 
+def _fetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at an address, be there memory or not."""
+    byte, number = cgutils.voidptr_t, ir.IntType(32)
+    signature = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    to_read, near, data = number(0), number(3), number(1)
+    builder.call(function, [builder.inttoptr(address, byte), to_read, near, data])
+
+
 @intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line of an address, which need not be one of ours."""
+    """Ask for the cache line at an address, be there memory or not."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        signature_ = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, signature_, "llvm.prefetch.p0")
-        read, keep, data = number(0), number(3), number(1)
-        builder.call(function, [builder.inttoptr(arguments[0], pointer), read, keep, data])
+        _fetch(builder, arguments[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), code
@@ -170,6 +176,115 @@ def array_at(typingctx: Any, address: Any, size: Any, dtype: Any) -> Any:
         return array._getvalue()
 
     return array_type(types.int64, size, dtype), code
+
+
+# How far ahead of what is read a cache line is asked for, in bytes, of columns and of strided memory.  A processor sees
+# streams coming, but not far enough where it reads them by turns with calculations.  With it the mean of float32 in
+# Fortran order takes 0.77 ns an element, not 0.91, of ten columns, 1.06, not 1.26, of 1000, and that of every other
+# element 0.95, not 1.02 (one thread; half as far and twice as far are as good).
+COLUMN_AHEAD, STRIDED_AHEAD = 512, 4096
+
+
+def _load(builder: Any, address: Any, item: ir.Type, count: int) -> Any:
+    """The vector of `count` items at an address, aligned or not."""
+    return builder.load(builder.inttoptr(address, ir.VectorType(item, count).as_pointer()), align=1)
+
+
+def _store(builder: Any, values: Any, address: Any) -> None:
+    builder.store(values, builder.inttoptr(address, values.type.as_pointer()), align=1)
+
+
+def _shuffled(builder: Any, a: Any, b: Any, places: Iterable[int]) -> Any:
+    """The elements of two vectors at these places, those of `b` after those of `a`."""
+    mask = [ir.IntType(32)(place) for place in places]
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(mask)), mask))
+
+
+def tile_rows(item_size: int) -> int:
+    """Rows of a tile of items of so many bytes: a cache line of each column, or of bytes a quarter of one."""
+    return min(16, 64 // item_size)
+
+
+def _transposition(widest: int) -> Any:
+    """An intrinsic that copies a tile whose columns are contiguous in memory to rows that are."""
+
+    @intrinsic
+    def transpose(
+        typingctx: Any, from_at: Any, from_step: Any, to_at: Any, to_row: Any, columns: Any, dtype: Any
+    ) -> Any:
+        """Copy `tile_rows` rows of `columns` columns, `from_step` bytes apart, to rows that are `to_row` bytes apart.
+
+        Each row is written up to column `widest`: what stands beyond `columns` is for the rows below to overwrite.
+        """
+
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source, step, destination, row, count, _ = arguments
+            item = context.get_data_type(dtype.instance_type)
+            rows = tile_rows(context.get_abi_sizeof(item))
+            last = builder.sub(count, INT64(1))
+            vectors = []
+            for c in range(widest):
+                # In place of a column beyond the last one, the last one.
+                place = builder.select(builder.icmp_signed("<", INT64(c), last), INT64(c), last)
+                at = builder.add(source, builder.mul(place, step))
+                _fetch(builder, builder.add(at, INT64(COLUMN_AHEAD)))
+                vectors.append(_load(builder, at, item, rows))
+            # Stone's network (1971): in each round the first half of the vectors is interleaved with the second.
+            for _ in range(widest.bit_length() - 1):
+                pairs = zip(vectors[: widest // 2], vectors[widest // 2 :], strict=True)
+                vectors = [
+                    _shuffled(builder, a, b, [start + j // 2 + j % 2 * rows for j in range(rows)])
+                    for a, b in pairs
+                    for start in (0, rows // 2)
+                ]
+            if widest == 2:  # there are two columns then, and nothing between rows
+                for k, values in enumerate(vectors):
+                    _store(builder, values, builder.add(destination, builder.mul(INT64(k * rows // 2), row)))
+                return context.get_dummy_value()
+            for r in range(rows):
+                vector, start = vectors[r * widest // rows], r * widest % rows
+                values = _shuffled(builder, vector, vector, range(start, start + widest))
+                _store(builder, values, builder.add(destination, builder.mul(INT64(r), row)))
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 5, dtype), code
+
+    return transpose
+
+
+transpose_2, transpose_4, transpose_8, transpose_16 = (_transposition(widest) for widest in (2, 4, 8, 16))
+
+
+def _strided(step: int) -> Any:
+    """An intrinsic that copies items that are `step` items apart to 64 dense bytes."""
+
+    @intrinsic
+    def copy(typingctx: Any, from_at: Any, to_at: Any, dtype: Any) -> Any:
+        """Copy as many items as 64 bytes hold, the first one from `from_at`.
+
+        What lies between the last of them and the one after it is read as well.
+        """
+
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            item = context.get_data_type(dtype.instance_type)
+            size = context.get_abi_sizeof(item)
+            count = 64 // size
+            source, places, ahead = arguments[0], range(0, step * count, step), STRIDED_AHEAD
+            if step < 0:
+                source = builder.add(source, INT64((step * count + 1) * size))
+                places, ahead = range(-step * count - 1, -1, step), -STRIDED_AHEAD
+            for line in range(abs(step)):
+                _fetch(builder, builder.add(source, INT64(ahead + 64 * line)))
+            values = _load(builder, source, item, abs(step) * count)
+            _store(builder, _shuffled(builder, values, values, places), arguments[1])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, dtype), code
+
+    return copy
+
+
+copy_second, copy_third, copy_fourth, copy_backwards = (_strided(step) for step in (2, 3, 4, -1))
 
 
 @intrinsic

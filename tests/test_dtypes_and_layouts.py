@@ -287,6 +287,41 @@ def test_layout_of_predictions_labels_and_weights_does_not_change_the_bits(dtype
     assert_same(answers(x, y, relaid[2]), weighted)
 
 
+# Blocks, windows of blocks and tiles start and end within rows: few columns, as many as a tile has, and rows of which a
+# window of 32768 elements holds several, parts of two, or a part of one.
+WIDTHS = [2, 3, 4, 5, 7, 8, 9, 10, 15, 16, 17, 31, 33, 64, 65, 100, 1000, 1025, 3000, 10_000, 33_000]
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_number_of_columns_in_fortran_order_does_not_change_the_bits(dtype, columns, rng):
+    most = 40_000 if dtype == "float16" else 100_000  # a sum in float16 is below 65520
+    for rows in {2, 20, most // columns}:
+        if rows < 2 or rows * columns > most:
+            continue
+        x, y, w = (rng.random((rows, columns)).astype(dtype) for _ in range(3))
+        where = rng.random((rows, columns)) < 0.7
+        expected = answers(x, y, w, where=where)
+        assert_same(answers(fortran(x), fortran(y), fortran(w), where=fortran(where)), expected)
+        soft, hard, flags = answers(x, y), answers(x, where.astype(dtype)), fortran(where)
+        assert_same(answers(fortran(x), fortran(y)), soft)
+        assert_same(answers(rows_backwards(fortran(x)), np.asfortranarray(y, np.float64)), soft)
+        assert_same(answers(fortran(x), flags.astype(dtype)), hard)
+        assert_same(answers(fortran(x), flags), hard)
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 5, -1, -2, -3])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_step_does_not_change_the_bits(dtype, step, rng):
+    for size in (1, 15, 16, 17, 33, 4097, 35_001):
+        x, y = (rng.random(size * abs(step)).astype(dtype)[::step] for _ in range(2))
+        expected = answers(x.copy(), y.copy())
+        assert_same(answers(x, y), expected)
+        assert_same(answers(x, y.copy()), expected)
+        table = np.stack([x] * abs(step), axis=1)
+        assert_same(answers(table[:, 0], y), expected)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("labels", ["uint8", "bool", "int32"])
 def test_layout_of_integer_labels_does_not_change_the_bits(labels, layout, rng):

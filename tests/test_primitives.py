@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import sys
 from fractions import Fraction
 
 import ml_dtypes
@@ -341,3 +343,80 @@ def test_prefetch_of_any_address_is_no_fault_and_changes_nothing():
     for address in (0, -1, 2**47, memory.ctypes.data, memory.ctypes.data + 3, memory.ctypes.data + 2**20):
         assert ask(np.int64(address)) == address
     assert memory.tolist() == list(range(8))
+
+
+# -------------------------------------------------------------------------------------------------- whole vectors
+def copy_native(name: str, source: np.ndarray, result: np.ndarray) -> None:
+    """Copy a two-dimensional array into another by a compiled copier."""
+    native = COPIER(getattr(generated, name).address)
+    native(source.ctypes.data, *source.strides, result.ctypes.data, *result.strides, *source.shape)
+
+
+def between_forbidden_pages(array: np.ndarray, at_end: bool) -> np.ndarray:
+    """A copy of an array in the order of its memory, right after or before a page that may not be read."""
+    page = mmap.PAGESIZE
+    room = -(-array.nbytes // page) * page
+    mapping = mmap.mmap(-1, room + 2 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for forbidden in (start, start + page + room):
+        assert protect(ctypes.c_void_p(forbidden), ctypes.c_size_t(page), 0) == 0  # PROT_NONE
+    offset = page + (room - array.nbytes if at_end else 0)
+    memory = np.frombuffer(mapping, array.dtype, array.size, offset)
+    copy = memory.reshape(array.shape, order="F" if array.flags.f_contiguous else "C")
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "part of longer rows"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_transposition_writes_the_rows_and_nothing_else(dtype, dense):
+    rng = np.random.default_rng(7)
+    for rows in (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 50):
+        for columns in (*range(1, 20), 31, 32, 33, 47, 70):
+            x = rng.integers(0, 255, (rows, columns)).astype(dtype)
+            for source in (
+                np.asfortranarray(x),
+                np.asfortranarray(x[:, ::-1])[:, ::-1],
+                np.asfortranarray(x[::-1])[::-1],
+            ):
+                row = columns if dense else columns + 5
+                memory = np.full(rows * row + 40, 255, dtype)
+                result = memory[20:-20].reshape(rows, row)[:, :columns]
+                copy_native(f"transpose_{dtype}", source, result)
+                assert np.array_equal(result, x)
+                result[...] = 255
+                assert (memory == 255).all()
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, -1, -2, -3, -4])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_strided_memory_is_copied_and_nothing_else_written(dtype, step):
+    rng = np.random.default_rng(8)
+    for size in (*range(1, 36), 63, 64, 65, 200):
+        x = rng.integers(0, 255, (size - 1) * abs(step) + 1).astype(dtype)[None, ::step]
+        memory = np.full(size + 40, 255, dtype)
+        copy_native(f"copy_{dtype}_to_{dtype}", x, memory[None, 20:-20])
+        assert np.array_equal(memory[20:-20], x[0])
+        memory[20:-20] = 255
+        assert (memory == 255).all()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect is called as on Linux")
+@pytest.mark.parametrize("at_end", [True, False], ids=["at the end", "at the start"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+def test_nothing_outside_an_array_is_read(dtype, at_end):
+    # What is read beyond it would end the process.
+    for size in (1, 2, 16, 17, 33, 100):
+        for step in (1, 2, 3, 4, -1, -2):
+            x = between_forbidden_pages(np.arange((size - 1) * abs(step) + 1).astype(dtype), at_end)[None, ::step]
+            result = np.zeros((1, size), dtype)
+            copy_native(f"copy_{dtype}_to_{dtype}", x, result)
+            assert np.array_equal(result, x)
+    for rows in (8, 16, 17, 33):
+        for columns in (1, 2, 3, 5, 9, 16, 17, 40):
+            x = np.asfortranarray(np.arange(rows * columns).reshape(rows, columns).astype(dtype))
+            x = between_forbidden_pages(x, at_end)
+            result = np.zeros((rows, columns), dtype)
+            copy_native(f"transpose_{dtype}", x, result)
+            assert np.array_equal(result, x)
