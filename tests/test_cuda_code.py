@@ -76,6 +76,24 @@ def test_kernel_calls_no_function_and_has_no_local_memory(code):
 
 @of(KEYS)
 @needs_compiler
+def test_every_access_knows_whether_memory_is_shared(code, key):
+    # A generic one, LD or ST, finds out where it goes.
+    names = set(opcodes(code.instructions))
+    assert not {"LD", "ST"} & names
+    assert "LDG" in names
+    assert bool({"LDS", "STS"} & names) == key[0].startswith(("sum", "count", "rows", "columns"))
+
+
+@of(those("rows"))
+@needs_compiler
+def test_warps_that_take_rows_do_not_wait_for_others(code):
+    # Those of a thread block may have different numbers of blocks to take.
+    assert "BAR" not in opcodes(code.instructions)
+    assert "bar.warp.sync" in code.ptx
+
+
+@of(KEYS)
+@needs_compiler
 def test_every_operation_is_rounded_to_nearest_once(code, key):
     rounding = re.compile(r"\b(?:add|sub|mul|mad|fma|div|rcp|sqrt|ex2|lg2|sin|cos|tanh)\.[\w.]*f(?:32|64)\b")
     assert rounding.findall("mul.f32 a; add.rn.f64 b; selp.f32 c;") == ["mul.f32", "add.rn.f64"]
@@ -105,6 +123,11 @@ REGISTERS = {
     "sum: focal": 144,
     "sum: logits, float64": 128,  # four
     "sum": 96,  # five
+    "columns: float32": 144,  # sm_100 needs them
+    "columns: float64": 128,
+    "columns": 96,
+    "rows": 96,
+    "segments": 72,
     "count": 72,
     "check": 48,  # ten
 }
@@ -158,7 +181,8 @@ def test_main_loop_of_losses_calls_nothing(code, key):
 
 # ------------------------------------------------------------------------------------------------------ how much it is
 # Instructions of an element in each loop that computes losses or derivatives, in the order of their length: of products
-# (labels 0/1), of four neighbours, of what is left.  Measured by `python tests/device_code.py` with nvJitLink 13.5.
+# (labels 0/1), of four neighbours, of what is left; along axes a thread's elements are no neighbours, and products have
+# loops of their own.  Measured by `python tests/device_code.py` with nvJitLink 13.5.
 RECORDED = {
     "each: loss, float32": {
         "75": (55.8, 53.4),
@@ -230,11 +254,29 @@ RECORDED = {
     "sum: focal, float32": {"90": (549.0,)},
     "sum and gradient: float32": {"90": (102.5, 90.6, 121.0)},
     "sum and gradient: logits, float32": {"90": (129.2, 154.5)},
+    "rows: float32": {
+        "75": (25.8, 25.8, 37.8, 77.5),
+        "80": (29.5, 29.5, 80.0, 41.2),
+        "90": (31.2, 31.2, 89.0, 46.5),
+        "100": (42.0, 87.0, 26.5),
+        "120": (34.0, 80.0, 22.5),
+    },
+    "rows: logits, float32": {"90": (63.5, 47.0, 47.0, 99.5)},
+    "rows: float64": {"90": (191.0,)},
+    "columns: float32": {
+        "75": (23.0, 23.0, 62.0, 59.2),
+        "80": (26.8, 26.8, 64.5, 62.0),
+        "90": (28.0, 28.0, 68.0, 64.8),
+        "100": (29.5, 72.5, 65.0),
+        "120": (26.8, 68.0, 66.0),
+    },
+    "columns: logits, float32": {"90": (79.0, 51.0, 51.0, 76.0)},
+    "columns: float64": {"90": (176.5, 175.2)},
 }
 SLACK = 1.05  # what another version of the compiler may take more
 
 
-@of(those("each") + those("sum"))
+@of(those("each") + those("sum") + those("rows", "count") + those("columns"))
 @needs_compiler
 def test_instructions_of_an_element_are_no_more_than_recorded(code, key):
     name, (major, minor) = key
