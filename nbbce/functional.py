@@ -85,8 +85,7 @@ def binary_cross_entropy(
     label_smoothing : float, default: 0.0
         Share ``a`` in [0, 1] of a label that is given away: ``y`` becomes ``y * (1 - a) + a / 2``.
     axis : int or tuple of int, optional
-        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``,
-        and on a device no fewer than all.
+        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``.
     keepdims : bool, default: False
         Whether the result keeps these axes, with one element.
     where : array of bool, optional
@@ -369,8 +368,7 @@ def binary_cross_entropy_with_logits(
     label_smoothing : float, default: 0.0
         Share ``a`` in [0, 1] of a label that is given away: ``y`` becomes ``y * (1 - a) + a / 2``.
     axis : int or tuple of int, optional
-        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``,
-        and on a device no fewer than all.
+        Axes to sum or take the mean along, as NumPy means them; by default all.  Not with ``reduction='none'``.
     keepdims : bool, default: False
         Whether the result keeps these axes, with one element.
     where : array of bool, optional

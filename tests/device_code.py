@@ -56,6 +56,14 @@ def specs() -> dict[str, Any]:
         "sum and gradient: logits, float32": Spec(
             "sum", "logits_", one, f, f, gradient=f, gradient_scaled=True, result=one
         ),
+        "rows: float32": Spec("rows", "", one, f, f, result=one, products=True),
+        "rows: logits, float32": Spec("rows", "logits_", one, f, f, result=one, products=True),
+        "rows: float64": Spec("rows", "", two, d, d, result=two),
+        "rows: count": Spec("rows", "", one, u, None, result=two, counting=True),
+        "columns: float32": Spec("columns", "", one, f, f, result=one, products=True, lanes=256),
+        "columns: logits, float32": Spec("columns", "logits_", one, f, f, result=one, products=True, lanes=256),
+        "columns: float64": Spec("columns", "", two, d, d, result=two, lanes=256),
+        "segments: float32": Spec("segments", "", one, f, f, result=one, products=True, lanes=256),
         "count": Spec("count", "", one, u, None, result=two),
         "check: float32": Spec("check", "", one, f, f),
     }
@@ -71,6 +79,8 @@ EVERYWHERE = (
     "sum: float64",
     "sum: bfloat16",
     "sum: logits, float32",
+    "rows: float32",
+    "columns: float32",
     "check: float32",
 )
 
@@ -155,8 +165,8 @@ def loops_of(name: str, code: Code) -> list[tuple[int, list[str]]]:
     """The loops that read what a kernel is of, with the elements that a turn takes."""
     size = bytes_of_element(name)
     found = [(sum(loaded(loop)) // size, loop) for loop in code.loops if loaded(loop)]
-    # The loops that add the sums of blocks do nothing but add.
-    computing = {"FFMA", "DFMA", "DMUL"}
+    # The loops that add the sums of blocks do nothing but add; those that leave factors for products convert them.
+    computing = {"FFMA", "DFMA", "DMUL", "F2F"}
     return [(elements, loop) for elements, loop in found if elements and computing & set(opcodes(loop))]
 
 

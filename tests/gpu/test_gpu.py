@@ -1,10 +1,10 @@
 """On a device: the bits of the CPU, every library's arrays, streams, graphs, threads and memory.
 
     python -m pytest -m gpu                 these tests; each library is tested if it is installed
-    compute-sanitizer --tool memcheck --error-exitcode 1 python -m pytest -m gpu -k "not thousand and not 32_bits" -x
-    compute-sanitizer --tool racecheck --error-exitcode 1 python -m pytest -m gpu -k "function_and_reduction or grid"
-    compute-sanitizer --tool initcheck --error-exitcode 1 python -m pytest -m gpu -k "numba and function_and_reduction"
-    compute-sanitizer --tool synccheck --error-exitcode 1 python -m pytest -m gpu -k "function_and_reduction"
+    compute-sanitizer --tool memcheck --error-exitcode 1 python -m pytest -m gpu -k "not (thousand or 32_bits or large)"
+    compute-sanitizer --tool racecheck --error-exitcode 1 python -m pytest -m gpu -k "every_function or grid"
+    compute-sanitizer --tool initcheck --error-exitcode 1 python -m pytest -m gpu -k "numba and every_function"
+    compute-sanitizer --tool synccheck --error-exitcode 1 python -m pytest -m gpu -k "every_function"
 
 Without a device all of them are skipped.
 """
@@ -308,6 +308,176 @@ def test_more_elements_than_32_bits_count_are_summed(torch):
         nbbce.binary_cross_entropy(x, y, reduction="sum", validate=True)
 
 
+# ------------------------------------------------------------------------------------------------------------ axes
+@pytest.mark.parametrize("dtype", list(FLOATS))
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_function_along_any_axis_has_the_bits_of_the_cpu(library, function, reduction, dtype, rng):
+    for shape in ((97, 10), (5, 300), (700, 3), (6, 40, 20), (2, 1030, 4), (3, 2050)):
+        x, y = arrays_for(rng, function, shape, dtype)
+        for axis in range(len(shape)):
+            agree(library, devices.of_function(function)[0], x, y, reduction=reduction, axis=axis)
+
+
+@pytest.mark.parametrize("kind", ["hard", "mixed"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((1_000_000, 10), 0),
+        ((1_000_000, 10), 1),
+        ((64, 1_000_000), 1),
+        ((300_000, 100), 0),
+        ((300_000, 100), 1),
+        ((10_000, 1024), 1),
+        ((3000, 2050), 0),
+        ((40, 5000, 30), 1),
+        ((200, 7, 3000), 1),
+        ((200, 70, 300), (0, 2)),
+    ],
+    ids=str,
+)
+def test_large_sums_along_axes_have_the_bits_of_the_cpu(library, shape, axis, dtype, kind, rng):
+    for function in (PROBABILITIES[0], LOGITS[0])[: 1 if dtype == "float64" else 2]:
+        x, y = arrays_for(rng, function, shape, dtype, kind)
+        agree(library, devices.of_function(function)[0], x, y, axis=axis, dtype="float64")
+
+
+@pytest.mark.parametrize("kind", ["hard", "mixed"])
+@pytest.mark.parametrize("function", [PROBABILITIES[0], LOGITS[0]])
+def test_rows_of_every_length_have_the_bits_of_the_cpu(library, function, kind, rng):
+    for length in (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 511, 512, 1000, 1023, 1024, 1025, 5000):
+        x, y = arrays_for(rng, function, (3001, length), "float32", kind)
+        agree(library, devices.of_function(function)[0], x, y, axis=1, dtype="float64")
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_random_calls_along_axes_have_the_bits_of_the_cpu(library, seed):
+    rng = np.random.default_rng([2, seed])
+    function, dtype = rng.choice(FUNCTIONS), str(rng.choice(list(FLOATS)))
+    ndim = int(rng.integers(1, 5))
+    shape = tuple(int(n) for n in rng.integers(1, (20_000, 400, 70, 20)[ndim - 1], ndim))
+    axes = tuple(int(d) for d in np.flatnonzero(rng.random(ndim) < 0.5))
+    x, y = arrays_for(rng, function, shape, dtype, str(rng.choice(["hard", "soft", "mixed"])))
+    x.flat[rng.integers(x.size, size=3)] = rng.choice(devices.edges(FLOATS[dtype], function not in PROBABILITIES), 3)
+    options: dict[str, Any] = {"reduction": str(rng.choice(["mean", "sum"])), "axis": axes}
+    options |= unrounded(dtype, "sum")
+    options["keepdims"] = bool(rng.random() < 0.3)
+    if rng.random() < 0.4:
+        options["weight"] = rng.random(shape[-1:])
+    if rng.random() < 0.4:
+        options["where"] = rng.random(shape) < 0.8
+        options["where"][tuple(slice(1) if d in axes else slice(None) for d in range(ndim))] = True
+    if function not in FOCAL and rng.random() < 0.3:
+        options["pos_weight"] = rng.random(shape[-1:]).astype("float32") * 3
+    if function not in FOCAL and rng.random() < 0.3:
+        options["label_smoothing"] = 0.125
+    if function in WITH_GRADIENT and rng.random() < 0.5:
+        of_result = tuple(n for d, n in enumerate(shape) if d not in axes)
+        options["grad_output"] = rng.normal(size=of_result) if of_result and not options["keepdims"] else 2.5
+    agree(library, devices.of_function(function)[0], x, y, **options)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_masked_mean_along_an_axis_has_the_bits_of_the_cpu(library, axis, rng):
+    for shape in ((50_000, 10), (3000, 700)):
+        x, y = arrays_for(rng, PROBABILITIES[2], shape)
+        where = rng.random(shape) < 0.3
+        where[0], where[:, 0] = True, True
+        x[~where] = np.nan
+        for grad_output in (None, rng.normal(size=shape[1 - axis])):
+            options = {"where": where, "axis": axis, "grad_output": grad_output}
+            agree(library, nbbce.binary_cross_entropy_value_and_grad, x, y, **options)
+
+
+def test_mean_over_nothing_is_nan_and_its_gradient_0(library, rng):
+    x, y = arrays_for(rng, PROBABILITIES[2], (300, 100))
+    where = np.ones(x.shape, bool)
+    where[7] = False
+    value, gradient = nbbce.binary_cross_entropy_value_and_grad(
+        *map(library.place, (x, y)), axis=1, where=library.place(where)
+    )
+    assert np.flatnonzero(np.isnan(library.fetch(value))).tolist() == [7]
+    assert (library.fetch(gradient)[7] == 0).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, ()])
+@pytest.mark.parametrize("name", ["every second", "shifted", "transposed"])
+def test_view_along_an_axis_has_the_bits_of_the_cpu(library, name, axis, rng):
+    view = VIEWS[name]
+    x, y = arrays_for(rng, PROBABILITIES[2], (60, 70))
+    where = rng.random(x.shape) < 0.7
+    where[:4], where[:, :3] = True, True
+    function = nbbce.binary_cross_entropy_value_and_grad
+    for reduction in ("mean", "sum"):
+        options = {"reduction": reduction, "axis": axis}
+        a, b, mask = (view(library.place(array)) for array in (x, y, where))
+        pairs = [(function(a, b, **options), function(view(x), view(y), **options))]
+        # All is kept along no axis, where a mean is over one element.
+        kept = np.ones_like(where) if axis == () else where
+        mask = view(library.place(kept)) if axis == () else mask
+        pairs += [(function(a, b, where=mask, **options), function(view(x), view(y), where=view(kept), **options))]
+        for got, expected in pairs:
+            for one, other in zip(got, expected, strict=True):
+                devices.assert_same_bits(library.fetch(one), np.asarray(other))
+
+
+def test_out_along_an_axis_takes_the_bits_of_the_cpu(library, rng):
+    if isinstance(library, Jax):
+        pytest.skip("arrays of JAX do not change")
+    x, y = arrays_for(rng, PROBABILITIES[2], (60, 70, 80))
+    function = nbbce.binary_cross_entropy_value_and_grad
+    for axis, shape in ((0, (70, 80)), (1, (60, 80)), (2, (60, 70))):
+        expected = function(x, y, axis=axis)
+        for value in (library.place(np.zeros(shape, "f4")), library.place(np.zeros(shape[::-1], "f4")).T):
+            gradient = library.place(np.zeros(x.shape, "f4"))
+            got = function(library.place(x), library.place(y), axis=axis, out=(value, gradient))
+            assert got[0] is value
+            assert got[1] is gradient
+            for one, other in zip(got, expected, strict=True):
+                devices.assert_same_bits(library.fetch(one), other)
+
+
+def test_twenty_runs_along_axes_give_the_same_bits(library, rng):
+    x, y = (library.place(a) for a in arrays_for(rng, PROBABILITIES[0], (400_000, 10)))
+    for axis in (0, 1):
+        first = library.fetch(nbbce.binary_cross_entropy(x, y, axis=axis))
+        for _ in range(19):
+            devices.assert_same_bits(library.fetch(nbbce.binary_cross_entropy(x, y, axis=axis)), first)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_grid_makes_no_difference_to_the_bits_along_axes(library, axis, rng, monkeypatch):
+    from nbbce import _cuda
+
+    x, y = arrays_for(rng, PROBABILITIES[2], (100_000, 10))
+    where = rng.random(x.shape) < 0.7
+    where[0], where[:, 0] = True, True
+    run = _cuda.compiler.run
+    for grid in (1, 2, 7, 100, 1000):
+
+        def with_grid(kernel, device, stream, wanted, threads, arguments, grid=grid):
+            run(kernel, device, stream, grid, threads, arguments)
+
+        monkeypatch.setattr(_cuda.compiler, "run", with_grid)
+        agree(library, nbbce.binary_cross_entropy_value_and_grad, x, y, axis=axis)
+        agree(library, nbbce.binary_cross_entropy_value_and_grad, x, y, axis=axis, where=where)
+
+
+def test_rows_beyond_what_32_bits_count_are_summed(torch):
+    size = 2**31 + 4096
+    if torch.module.cuda.mem_get_info()[0] < 10 * 2**30:
+        pytest.skip("less than 10 GiB of free memory")
+    x = torch.module.full((size // 16, 16), 0.5, dtype=torch.module.float16, device="cuda")
+    y = torch.module.zeros((size // 16, 16), dtype=torch.module.uint8, device="cuda")
+    x[-1, -1] = 2.0
+    # Each costs log 2, in float32 terms within 1e-8 of it.
+    for axis in (0, 1):
+        value = torch.fetch(nbbce.binary_cross_entropy(x, y, axis=axis, dtype="float32"))
+        assert np.flatnonzero(np.isnan(value)).tolist() == [value.size - 1]
+        np.testing.assert_allclose(value[:-1], np.log(2), rtol=1e-6)
+
+
 # --------------------------------------------------------------------------------------------------------- layouts
 VIEWS = {
     "every second": lambda a: a[:, ::2],
@@ -420,6 +590,22 @@ def test_stream_that_is_named_is_the_one_that_works(library, rng):
         devices.assert_same_bits(library.fetch(got), np.asarray(expected))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_stream_that_is_named_is_the_one_that_works_along_axes(library, axis, rng):
+    x, y = arrays_for(rng, PROBABILITIES[2], (50_000, 10))
+    where = rng.random(x.shape) < 0.7
+    where[0], where[:, 0] = True, True
+    stream = library.stream()
+    a, b, mask = map(library.place, (x, y, where))
+    library.synchronize()
+    function = nbbce.binary_cross_entropy_value_and_grad
+    for _ in range(20):
+        got = function(a, b, axis=axis, where=mask, stream=stream)
+        library.synchronize()
+        for one, other in zip(got, function(x, y, axis=axis, where=where), strict=True):
+            devices.assert_same_bits(library.fetch(one), other)
+
+
 def test_call_follows_what_the_current_stream_of_pytorch_has_to_do_first(torch, rng):
     x, y = arrays_for(rng, PROBABILITIES[0], 500_000)
     a, b = torch.place(x), torch.place(y)
@@ -484,6 +670,33 @@ def test_graph_of_pytorch_gives_the_bits_of_the_cpu_for_other_values(torch, func
         torch.synchronize()
         for one, other in zip(results, called(x, y, reduction=reduction), strict=True):
             devices.assert_same_bits(torch.fetch(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("function", [PROBABILITIES[2], LOGITS[2]])
+def test_graph_of_pytorch_along_an_axis_gives_the_bits_of_the_cpu_for_other_values(torch, function, axis, rng):
+    first, second = (arrays_for(rng, function, (30_000, 10)) for _ in range(2))
+    where = rng.random((30_000, 10)) < 0.7
+    where[0], where[:, 0] = True, True
+    called = devices.of_function(function)[0]
+    a, b, mask = map(torch.place, (*first, where))
+    side = torch.module.cuda.Stream()
+    side.wait_stream(torch.module.cuda.current_stream())
+    with torch.module.cuda.stream(side):
+        called(a, b, axis=axis)
+        called(a, b, axis=axis, where=mask)
+    torch.module.cuda.current_stream().wait_stream(side)
+    graph = torch.module.cuda.CUDAGraph()
+    with torch.module.cuda.graph(graph):
+        results = (*called(a, b, axis=axis), *called(a, b, axis=axis, where=mask))
+    for x, y in (first, second, first):
+        a.copy_(torch.place(x))
+        b.copy_(torch.place(y))
+        graph.replay()
+        torch.synchronize()
+        expected = (*called(x, y, axis=axis), *called(x, y, axis=axis, where=where))
+        for one, other in zip(results, expected, strict=True):
+            devices.assert_same_bits(torch.fetch(one), other)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
