@@ -71,10 +71,10 @@ SIZE, STEP, SPAN, WINDOW = range(59, 63)
 # For each operand that `turn` loads, because its memory runs across the rows, the address of the copier that transposes
 # it, else 0; and the address of `turn`.
 TRANSPOSED, TURN = 63, 69
-# Address of `walk`.
-WALK = 70
-DIMENSIONS = 71
-SHAPE = 72  # the shape starts here; the operands' strides follow
+# Addresses of `add_up`, where sums are along an axis, and of `walk`.
+ADD_UP_BLOCK, WALK = 70, 71
+DIMENSIONS = 72
+SHAPE = 73  # the shape starts here; the operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -83,6 +83,9 @@ WAVE = 16384
 # converts 16 elements takes no less time than one that converts 64, and of 1000 columns of float16, whose windows have
 # 32 rows, 16 at a time took 1.05 ns an element, all 0.82.
 PART, TALL = 4096, 64
+
+# Addresses that `add_up` takes: of x, y, labels, weights, products, losses, rows, sums and scratch memory.
+PLACES = 9
 
 # Rows of which there are fewer are not loaded one after the other.
 FEW = 32
@@ -194,32 +197,28 @@ def _loaded(call, operand, start, count, padded, buffer, tile_at):
     return buffer
 
 
-@loop
-def _place(call, result, start, buffer):
-    """Where the loops write a result from flat index `start` on: its memory, or a buffer that is stored from."""
-    return buffer if call[COPIERS + result] != 0 else call[result] + start * call[ITEMS + result]
-
-
-@loop
-def _add_up(call_at, call, start, count, inputs, suspect, memory):
+@copier
+def add_up(call_at, places_at, start, count, suspect, _, __, ___):
     """Add the losses of a block to the sums that they belong to; returns the first bad element, or -1.
 
-    Those of rows that lie within the block are finished and stored.
+    Those of rows that lie within the block are finished and stored.  A copier of its own, so that only calls along an
+    axis compile it (0.2 s).
     """
-    x, y, labels, w = inputs
-    products_at, wide_at, rows_at, sums_at, scratch_at = memory
+    call, places = array_at(call_at, SHAPE + 10 * 64, np.int64), array_at(places_at, PLACES, np.int64)
+    x, y, labels, w = places[0], places[1], places[2], places[3]
+    products_at, wide_at, rows_at, sums_at, scratch_at = places[4], places[5], places[6], places[7], places[8]
     length, by_rows = call[LENGTH], call[BY_ROWS] != 0
     to = rows_at if by_rows else sums_at
-    bad, added = -1.0, False
+    bad, added = np.int64(-1), False
     if call[PRODUCTS] != 0:
         added = call_maker(call[PRODUCTS], (x, y, 0, float(length), to, count, products_at)) == 0.0
     piece = count if added else PIECE // length * length
     for offset in range(0, 0 if added else count, piece):
         # A block of several pieces is one that has products, so no weights and no shares of labels.
         many, on = min(piece, count - offset), offset * call[ITEMS + INPUT]
-        if call_maker(call[EACH_WIDE], (x + on, y + on, w, 1.0, wide_at, many, scratch_at)) != 0.0 or suspect:
+        if call_maker(call[EACH_WIDE], (x + on, y + on, w, 1.0, wide_at, many, scratch_at)) != 0.0 or suspect != 0:
             found = call_maker(call[MARK_BAD_WIDE], (x + on, labels + on, 0, 1.0, wide_at, many, scratch_at))
-            bad = offset + found if bad < 0.0 <= found else bad
+            bad = offset + np.int64(found) if bad < 0 and found >= 0.0 else bad
         call_maker(call[ADD_UP], (wide_at, 0, 0, float(length), to, many, scratch_at))
     if by_rows:
         call_maker(call[FINISH], (call_at + 8 * FACTOR, 0, 0, 1.0, rows_at, count // length, scratch_at))
@@ -249,11 +248,13 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     rooms = 2 if plain else OPERANDS
     extra = piece_room if plain else 3 * piece_room + 40 * PIECE
     tile_room = 8 * PART if call[TURN] != 0 else 0
-    memory = np.empty(256 + 48 * LANES + rooms * room + extra + tile_room, np.uint8)
+    memory = np.empty(384 + 48 * LANES + rooms * room + extra + tile_room, np.uint8)
     memory_at = memory.ctypes.data // 64 * 64 + 64
     loaded = array_at(memory_at, WHERE + 1, np.int64)  # addresses of the operands' windows, and in them of
     at = array_at(memory_at + 80, WHERE + 1, np.int64)  # the piece at hand
-    scratch_at = memory_at + 192
+    places_at = memory_at + 128  # of what `add_up` takes
+    places = array_at(places_at, PLACES, np.int64)
+    scratch_at = memory_at + 320
     buffers_at = scratch_at + 48 * LANES
     widened_at = buffers_at + rooms * room
     wide_at, rows_at, shares_at = widened_at + piece_room, widened_at + 2 * piece_room, widened_at + 3 * piece_room
@@ -315,7 +316,9 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                 if hard:
                     out, maker = 0, call[BOTH] if both_wanted else call[HARD_SUM]
                     if both_wanted:
-                        out = _place(call, GRADIENT, start + offset, buffers_at + GRADIENT * room)
+                        out = buffers_at + GRADIENT * room
+                        if call[COPIERS + GRADIENT] == 0:
+                            out = call[GRADIENT] + (start + offset) * call[ITEMS + GRADIENT]
                     part = call_maker(maker, (x, labels, 0, scale, out, count, scratch_at))
                     both_made = both_wanted and not np.isnan(part)
                     total += part
@@ -331,13 +334,18 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                         bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, 0, count, scratch_at))
                         total = total if bad < 0.0 else np.nan
                 if round == 0 and call[EACH_WIDE] != 0:
-                    places = (shares_at, wide_at, rows_at, sums_at, scratch_at)  # shares and products are never both
-                    bad = _add_up(call_at, call, start, count, (x, y, labels, w), suspect, places)
+                    places[0], places[1], places[2], places[3] = x, y, labels, w
+                    places[4], places[5], places[6] = shares_at, wide_at, rows_at  # products are never of shares
+                    places[7], places[8] = sums_at, scratch_at
+                    taken = (call_at, places_at, start, count, np.int64(suspect), 0, 0, 0)
+                    bad = float(call_copier(call[ADD_UP_BLOCK], taken))
                 for k in range(OPERANDS - LOSS):
                     maker, result = call[EACH_LOSS + k], LOSS + k
                     if maker == 0 or round == 1:
                         continue
-                    out = _place(call, result, start + offset, buffers_at + GRADIENT * room)
+                    out = buffers_at + GRADIENT * room
+                    if call[COPIERS + result] == 0:
+                        out = call[result] + (start + offset) * call[ITEMS + result]
                     scale, weights = (loss_scale, w) if k == 0 else (gradient_scale, factor)
                     if not both_made and (
                         call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect
