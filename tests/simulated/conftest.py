@@ -1,6 +1,8 @@
 """Fixtures of the tests that run under Numba's CUDA simulator: tests/test_cuda_simulator.py starts them."""
 
 import os
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -27,3 +29,43 @@ def counters_end_at_0():
         room = array.copy_to_host()
         assert room.size == 1 + blocks
         assert room[:1].view(np.uint32).tolist() == [0, 0]
+
+
+class Allocations(dict):
+    """The simulator's shared arrays: of threads that ask at once, the first makes one and the others wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def get(self, key):
+        self.lock.acquire()
+        found = super().get(key)
+        if found is not None:
+            self.lock.release()
+        return found
+
+    def __setitem__(self, key, array):
+        super().__setitem__(key, array)
+        self.lock.release()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_switches():
+    """The simulator's threads poll each other, so that most of the time goes by until Python switches them.
+
+    If it does so often, two of them get an array each where they are to share one, now and then: hence `Allocations`.
+    """
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    before, make = sys.getswitchinterval(), FakeCUDAShared.__init__
+
+    def with_lock(self, size):
+        make(self, size)
+        self._allocations = Allocations()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeCUDAShared, "__init__", with_lock)
+        sys.setswitchinterval(1e-4)
+        yield
+        sys.setswitchinterval(before)

@@ -4,15 +4,12 @@ and what refuses them; masks, layouts, own arrays, empty ones, grids.
 
 import contextlib
 import math
-import sys
-import threading
 
 import devices
 import ml_dtypes
 import numpy as np
 import pytest
 from devices import DTYPES, FLOATS, FOCAL, FUNCTIONS, LOGITS, PROBABILITIES, WITH_GRADIENT
-from numba.cuda.simulator.kernelapi import FakeCUDAShared
 from simulator import agree, aligned, place, to_host
 
 import nbbce
@@ -24,44 +21,6 @@ REDUCED = ("sum", "mean")
 LOSS, BOTH = PROBABILITIES[0], PROBABILITIES[2]
 # In float64, so that no bit of a sum is rounded away.
 EXACT = {"dtype": "float64"}
-
-
-class Allocations(dict):
-    """The simulator's shared arrays: of threads that ask at once, the first makes one and the others wait for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-    def get(self, key):
-        self.lock.acquire()
-        found = super().get(key)
-        if found is not None:
-            self.lock.release()
-        return found
-
-    def __setitem__(self, key, array):
-        super().__setitem__(key, array)
-        self.lock.release()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_switches():
-    """The simulator's threads poll each other, so that most of the time goes by until Python switches them.
-
-    If it does so often, two of them get an array each where they are to share one, now and then: hence `Allocations`.
-    """
-    before, make = sys.getswitchinterval(), FakeCUDAShared.__init__
-
-    def with_lock(self, size):
-        make(self, size)
-        self._allocations = Allocations()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FakeCUDAShared, "__init__", with_lock)
-        sys.setswitchinterval(1e-4)
-        yield
-        sys.setswitchinterval(before)
 
 
 @pytest.fixture
