@@ -2,8 +2,8 @@
 
 Measured is the peak of a process's resident memory, which sees every allocator.  One process runs all cases (this
 file, run as a script): a case's inputs are made, memory is filled until the peak moves, so that the peak is what is
-held now, and what the call adds to it is what it allocated.  Each case runs once on a small input before that, so
-that its kernels are compiled and threads are started.
+held now, and what the call adds to it is what it allocated.  Each case runs once before that, on a small input or on
+as large a one, so that its kernels are compiled and loaded, and threads are started.
 """
 
 import json
@@ -167,9 +167,9 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measured(function, make):
-    """Bytes that a call adds to the peak, and bytes of the arrays that it returns."""
-    arguments, options = make(SMALL)
+def measured(function, make, first=SMALL):
+    """Bytes that a call adds to the peak, and bytes of the arrays that it returns; inputs of shape `first` come first."""
+    arguments, options = make(first)
     function(*arguments, **options)
     arguments, options = make(LARGE)
     ballast, before = [], peak()
