@@ -14,7 +14,7 @@ import numpy as np
 from numba.core import config
 
 from nbbce._arrays import kind_of, layout
-from nbbce._axes import SHORT, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
+from nbbce._axes import SHORT, TILE, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain
 from nbbce._device_arrays import DeviceArray, Exchanged, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
@@ -242,19 +242,45 @@ class _Launch:
         where_results: tuple[int, ...] = ()
         if not result.is_c_contiguous:
             options["result_dimensions"], where_results = result.ndim, (*result.shape, *result.strides)
-        processors = compiler.multiprocessors(self.device)
         scales = (loss_scale, divisor)
         if in_rows:
-            step = step_of_rows(rows)
+            step, processors = step_of_rows(rows), compiler.multiprocessors(self.device)
             kernel, _, resident, strides = self._kernel("rows", arrays, result.dtype, options)
             grid = min(-(-groups * rows // step) * WARP // THREADS + 1, resident * processors)
             layout = (*strides, rows, step, step // rows, *where_results)
             self._run(kernel, grid, THREADS, arrays, result, (0, 0, counts_at), groups * rows, scales, layout)
             return
+        self._launch_columns(arrays, result, (groups, rows, width, tile), scales, counts_at, where_results, options)
+
+    def fill_empty(self, result: DeviceArray, divisor: float) -> None:
+        """Sums of nothing, 0, or with `divisor` 0 means of nothing, NaN: columns without rows."""
+        x = self.x
+        nothing = DeviceArray(result.address, (0,), (x.itemsize,), x.dtype, x.device, x.library, x.owner)
+        options: dict[str, Any] = {"products": False, "result_dimensions": 0}
+        where_results: tuple[int, ...] = ()
+        if not result.is_c_contiguous:
+            options["result_dimensions"], where_results = result.ndim, (*result.shape, *result.strides)
+        size = (1, 0, result.size, min(result.size, TILE))
+        arrays = {"input": nothing, "target": nothing}
+        self._launch_columns(arrays, result, size, (1.0, divisor), 0, where_results, options)
+
+    def _launch_columns(
+        self,
+        arrays: dict[str, DeviceArray],
+        result: DeviceArray,
+        extents: tuple[int, int, int, int],
+        scales: tuple[float, float],
+        counts_at: int,
+        where_results: tuple[int, ...],
+        options: dict[str, Any],
+    ) -> None:
+        """Sums of columns; `extents` are outer indices, rows, columns, and columns of a tile."""
+        groups, rows, width, tile = extents
+        processors = compiler.multiprocessors(self.device)
         tiles = -(-width // tile)
         last = width - (tiles - 1) * tile
         cuts = [(lanes_of(n) // n, depth_of_columns(lanes_of(n), options["products"])) for n in (last, tile)]
-        segments = segments_of(rows, tile, tile * math.prod(cuts[1]))
+        segments = max(1, segments_of(rows, tile, tile * math.prod(cuts[1])))
         options["lanes"] = next(room for room in ROOMS_OF_LANES if room >= max(lanes_of(last), lanes_of(tile)))
         kernel, _, resident, strides = self._kernel("columns", arrays, result.dtype, options)
         parts, most = groups * tiles, resident * processors
@@ -329,7 +355,8 @@ def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
     if x.size:
         _fill(call, launch, arrays, result)
     elif summing and own_value is not None:
-        launch.library.fill(own_value.owner, np.nan if call.reduction == "mean" else 0.0)
+        if own_value.size:
+            launch.fill_empty(own_value, 0.0 if call.reduction == "mean" else 1.0)
     return value, results.get("gradient"), results.get("hessian")
 
 

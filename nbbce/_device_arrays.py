@@ -129,10 +129,6 @@ class Library:
         """The same filled with a value."""
         raise NotImplementedError
 
-    def fill(self, array: Any, value: float) -> None:
-        """Write a value to every element of an array of the caller's."""
-        array[...] = value
-
     def on_stream(self, stream: int, device: int) -> AbstractContextManager[Any]:
         """Take new memory from what belongs to a stream, so that none is used again while work on it is under way."""
         return nullcontext()
@@ -311,7 +307,7 @@ class Exchanged(Library):
 
     def finished(self, array: Any, stream: int) -> Any:
         if not isinstance(array, _Exported):
-            return array
+            return array[0]  # the caller's own, which is kept with its view
         owner = array.like.owner[0]
         namespace = owner.__array_namespace__() if hasattr(owner, "__array_namespace__") else None
         if namespace is None:

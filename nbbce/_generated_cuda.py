@@ -556,7 +556,7 @@ def loss_of_sides_float64(z, wrong, error, whole):
 # The gradient, scaled, from e = exp(-|z|) = (1+v) power: n/d with d = 1+e, and n = 1 - y d for z > 0,
 # else e - y d.  That needs no 1-y, and `near` is exact for the right one of hard labels.  The rounding
 # errors of e, of d, of the last step of n, of the division and of the scale are all put back by the last
-# fma: within 1.6 ULP, scale and all.
+# fma: within 1.6 ULP of the larger of sigma(z) and y, scale and all.
 @formula
 def gradient_of_exp_float32(z, y, v, power, scale, inverse, rest):
     e = fma(v, power, power)

@@ -525,3 +525,9 @@ nbbce.binary_cross_entropy(x, y)
 print(*(name for name in ("array_api_compat", "numba_cuda", "cuda", "nbbce._device_arrays") if name in sys.modules))
 """
     assert printed(code) == [""]
+
+
+def test_own_array_of_a_library_that_exchanges_comes_back_without_its_view():
+    device_arrays = pytest.importorskip("nbbce._device_arrays")
+    own, view = object(), object()
+    assert device_arrays.Exchanged("library").finished((own, view), 0) is own

@@ -168,7 +168,7 @@ def peak():
 
 
 def measured(function, make, first=SMALL):
-    """Bytes that a call adds to the peak, and bytes of the arrays that it returns; inputs of shape `first` come first."""
+    """Bytes that a call adds to the peak, and bytes of the arrays that it returns; one of shape `first` comes first."""
     arguments, options = make(first)
     function(*arguments, **options)
     arguments, options = make(LARGE)

@@ -563,7 +563,7 @@ def loss_of_sides_$T(z, wrong, error, whole):
             "The gradient, scaled, from e = exp(-|z|) = (1+v) power: n/d with d = 1+e, and n = 1 - y d for z > 0,\n"
             "else e - y d.  That needs no 1-y, and `near` is exact for the right one of hard labels.  The rounding\n"
             "errors of e, of d, of the last step of n, of the division and of the scale are all put back by the last\n"
-            "fma: within 1.6 ULP, scale and all.",
+            "fma: within 1.6 ULP of the larger of sigma(z) and y, scale and all.",
             """\
 def gradient_of_exp_float32(z, y, v, power, scale, inverse, rest):
     e = fma(v, power, power)
