@@ -528,6 +528,5 @@ print(*(name for name in ("array_api_compat", "numba_cuda", "cuda", "nbbce._devi
 
 
 def test_own_array_of_a_library_that_exchanges_comes_back_without_its_view():
-    device_arrays = pytest.importorskip("nbbce._device_arrays")
     own, view = object(), object()
     assert device_arrays.Exchanged("library").finished((own, view), 0) is own
