@@ -17,6 +17,11 @@ TILE, SEGMENTS = 1024, 32
 SHORT = 8
 
 
+def by_products(family: str, computed: str, plain: bool) -> bool:
+    """Whether products may make the sums; `plain`: losses have no weights of their own, and labels no shares."""
+    return plain and computed == "float32" and family in ("", "logits_")
+
+
 def columns_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
     """The kept dimensions at the end that make up a row of columns, and the columns of a tile.
 

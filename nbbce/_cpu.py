@@ -14,7 +14,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from nbbce import _generated_cpu as generated
 from nbbce._arrays import Array, kind_of, layout
-from nbbce._axes import SHORT, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
+from nbbce._axes import SHORT, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
 from nbbce._blocks_cpu import (
     BOTH,
     BY_ROWS,
@@ -145,7 +145,7 @@ def _types_and_makers(
         address("multiply", results[1:] != [None, None] and (grad_output or mask)),
         address(
             f"{family}{wide}_products_float32",
-            products and has_products and wide and w is None and not shares and computed == "float32",
+            wide and products and by_products(family, computed, w is None and not shares),
         ),
         address(f"each_{labels}{'wide_loss' if computed == 'float32' else 'loss_float64'}", wide),
         address(f"{domain}mark_bad_{'wide' if computed == 'float32' else computed}", wide),

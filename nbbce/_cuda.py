@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import threading
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numba.core import config
 
 from nbbce._arrays import kind_of, layout
-from nbbce._axes import SHORT, TILE, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
+from nbbce._axes import SHORT, TILE, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain
 from nbbce._device_arrays import DeviceArray, Exchanged, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
@@ -55,21 +55,26 @@ def _memories(arrays: dict[str, DeviceArray]) -> tuple[dict[str, Memory], tuple[
     memories, strides = {}, {name: (0,) * len(extents) for name in OPERANDS}
     for (name, array), is_dense, step in zip(given, dense, steps, strict=True):
         in_order = is_dense or (len(extents) == 1 and step[0] == array.itemsize)
-        memories[name] = _dense(array) if in_order else Memory(_kind(array), "strided")
+        memories[name] = _dense(array) if in_order else Memory(_kind(array.dtype), "strided")
         strides[name] = tuple(step)
     if all(memory.access != "strided" for memory in memories.values()):
         return memories, (0,), 0
     return memories, (*extents, *(n for name in OPERANDS for n in strides[name])), len(extents)
 
 
-def _kind(array: DeviceArray) -> str:
-    kind = kind_of(array.dtype)
+def _kind(dtype: np.dtype[Any]) -> str:
+    kind = kind_of(dtype)
     assert kind is not None
     return kind
 
 
+def _places(result: DeviceArray) -> tuple[int, ...]:
+    """Shape and strides of results along axes, if they are not dense."""
+    return () if result.is_c_contiguous else (*result.shape, *result.strides)
+
+
 def _dense(array: DeviceArray) -> Memory:
-    return Memory(_kind(array), "dense" if array.address % 16 else "vector")
+    return Memory(_kind(array.dtype), "dense" if array.address % 16 else "vector")
 
 
 def _in_order_of_memory(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray]:
@@ -157,7 +162,7 @@ class _Launch:
                 family="" if counting else self.call.family,
                 computed="float32" if counting else self.computed,
                 **{"input": None, "target": None, **memories},  # type: ignore[arg-type]
-                result="" if result is None else cast(str, kind_of(result)),
+                result="" if result is None else _kind(result),
                 dimensions=dimensions,
                 pairs=compiler.converts_pairs(self.device),
                 **options,
@@ -237,32 +242,25 @@ class _Launch:
         arrays = {name: array.transpose((*outer, *axes, *columns)) for name, array in arrays.items()}
         in_rows = not columns and rows <= PIECE
         plain = "weight" not in arrays and not (options.get("shares") or options.get("counting"))
-        may_products = plain and self.call.family in ("", "logits_") and self.computed == "float32"
-        options |= {"products": may_products and not (in_rows and rows < SHORT), "result_dimensions": 0}
-        where_results: tuple[int, ...] = ()
-        if not result.is_c_contiguous:
-            options["result_dimensions"], where_results = result.ndim, (*result.shape, *result.strides)
+        products = by_products(self.call.family, self.computed, plain) and not (in_rows and rows < SHORT)
+        options |= {"products": products, "result_dimensions": 0 if result.is_c_contiguous else result.ndim}
         scales = (loss_scale, divisor)
         if in_rows:
             step, processors = step_of_rows(rows), compiler.multiprocessors(self.device)
             kernel, _, resident, strides = self._kernel("rows", arrays, result.dtype, options)
             grid = min(-(-groups * rows // step) * WARP // THREADS + 1, resident * processors)
-            layout = (*strides, rows, step, step // rows, *where_results)
+            layout = (*strides, rows, step, step // rows, *_places(result))
             self._run(kernel, grid, THREADS, arrays, result, (0, 0, counts_at), groups * rows, scales, layout)
             return
-        self._launch_columns(arrays, result, (groups, rows, width, tile), scales, counts_at, where_results, options)
+        self._launch_columns(arrays, result, (groups, rows, width, tile), scales, counts_at, options)
 
     def fill_empty(self, result: DeviceArray, divisor: float) -> None:
         """Sums of nothing, 0, or with `divisor` 0 means of nothing, NaN: columns without rows."""
         x = self.x
         nothing = DeviceArray(result.address, (0,), (x.itemsize,), x.dtype, x.device, x.library, x.owner)
-        options: dict[str, Any] = {"products": False, "result_dimensions": 0}
-        where_results: tuple[int, ...] = ()
-        if not result.is_c_contiguous:
-            options["result_dimensions"], where_results = result.ndim, (*result.shape, *result.strides)
-        size = (1, 0, result.size, min(result.size, TILE))
-        arrays = {"input": nothing, "target": nothing}
-        self._launch_columns(arrays, result, size, (1.0, divisor), 0, where_results, options)
+        options = {"products": False, "result_dimensions": 0 if result.is_c_contiguous else result.ndim}
+        extents = (1, 0, result.size, min(result.size, TILE))
+        self._launch_columns({"input": nothing, "target": nothing}, result, extents, (1.0, divisor), 0, options)
 
     def _launch_columns(
         self,
@@ -271,7 +269,6 @@ class _Launch:
         extents: tuple[int, int, int, int],
         scales: tuple[float, float],
         counts_at: int,
-        where_results: tuple[int, ...],
         options: dict[str, Any],
     ) -> None:
         """Sums of columns; `extents` are outer indices, rows, columns, and columns of a tile."""
@@ -292,7 +289,7 @@ class _Launch:
             self.keep_if_recorded(waiting)
             sums_at = memory.address
         numbers = (rows, width, tile, tiles, segments, shared_by, last, *cuts[0], *cuts[1])
-        layout, places = (*strides, *numbers, *where_results), (sums_at, 0, counts_at)
+        layout, places = (*strides, *numbers, *_places(result)), (sums_at, 0, counts_at)
         self._run(kernel, min(parts * shared_by, most), THREADS, arrays, result, places, parts, scales, layout)
         if shared_by > 1:
             kernel, _, resident, strides = self._kernel("segments", arrays, result.dtype, options)
