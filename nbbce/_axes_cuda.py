@@ -27,6 +27,7 @@ from nbbce._elements_cuda import (
     WARP,
     Operands,
     Spec,
+    exp_in_parts,
     inside_of,
     masked_of,
     offset_of,
@@ -36,12 +37,10 @@ from nbbce._elements_cuda import (
 from nbbce._generated_cuda import (
     DEPTH,
     LARGEST_LOGIT,
-    LATE_FROM_WIDE,
     LEAST_FACTOR,
     LEAST_LOGITS_SUM,
     NEAR_1,
     PIECE,
-    exp_parts_float32,
     log_of_product,
     two_sum_float64,
 )
@@ -49,7 +48,6 @@ from nbbce._primitives_cuda import (
     any_lane,
     bits_of_float32,
     device,
-    float32_of_bits,
     fma,
     loader,
     meet,
@@ -77,13 +75,14 @@ def _divided(number, divisor):
 
 
 def _summand(spec: Spec) -> Any:
-    """A function (x, y, w, p, mask, numbers) -> an element's part of a sum, in float64; NaN out of the domain."""
+    """A function (index, addresses, layout, numbers) -> its part of a sum, in float64; NaN out of the domain."""
+    x1, y1, w1, p1, _, m1, *_ = Operands.of(spec, 1)
     if spec.counting:
         zero = F32(0.0)
 
         @device
-        def counted(x, y, w, p, mask, numbers):
-            return 1.0 if x != zero else 0.0
+        def counted(k, at, layout, numbers):
+            return 1.0 if x1(at, k, layout)[0] != zero else 0.0
 
         return counted
     inside, masked, shares_of = inside_of(spec), masked_of(spec), shares_of_label(spec)
@@ -112,22 +111,35 @@ def _summand(spec: Spec) -> Any:
         loss_of = wide_loss
 
     @device
-    def summand(x, y, w, p, mask, numbers):
-        x, y, w = masked(x, y, w, mask)
-        a, b = shares_of(y, p, mask, numbers)
+    def summand(k, at, layout, numbers):
+        mask = m1(at, k, layout)[0]
+        x, y, w = masked(x1(at, k, layout)[0], y1(at, k, layout)[0], w1(at, k, layout)[0], mask)
+        a, b = shares_of(y, p1(at, k, layout)[0], mask, numbers)
         value = loss_of(x, y, a, b, w, numbers)
         return value if inside(x, y) else F64(np.nan)
 
     return summand
 
 
-def _hard(spec: Spec) -> Any:
-    """A function (x, y, mask) -> whether the label is 0 or 1."""
-    masked, zero, one = masked_of(spec), F32(0.0), F32(1.0)
+def _pair(spec: Spec) -> Any:
+    """A function (index, addresses, layout) -> a prediction and its label."""
+    x1, y1, m1, masked = *Operands.of(spec, 1)[:2], Operands.of(spec, 1).mask, masked_of(spec)
 
     @device
-    def is_hard(x, y, mask):
-        y = masked(x, y, 1.0, mask)[1]
+    def pair(k, at, layout):
+        x, y, _ = masked(x1(at, k, layout)[0], y1(at, k, layout)[0], 1.0, m1(at, k, layout)[0])
+        return x, y
+
+    return pair
+
+
+def _hard(spec: Spec) -> Any:
+    """A function (index, addresses, layout) -> whether the label is 0 or 1."""
+    pair, zero, one = _pair(spec), F32(0.0), F32(1.0)
+
+    @device
+    def is_hard(k, at, layout):
+        y = pair(k, at, layout)[1]
         return (y == zero) | (y == one)
 
     return is_hard
@@ -135,23 +147,21 @@ def _hard(spec: Spec) -> Any:
 
 @device
 def _exp_of(away):
-    """exp(-away) in float64, for away up to LATE_FROM_WIDE."""
-    r, s, shifted = exp_parts_float32(LATE_FROM_WIDE if away > LATE_FROM_WIDE else away)
-    power = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
-    return ((1.0 + F64(r)) + F64(s)) * F64(power)
+    significand, power = exp_in_parts(away)
+    return significand * power
 
 
 def _factor(spec: Spec) -> Any:
-    """A function (x, y, mask) -> an element's u and 1+u (see _generated_cpu.py), and whether it is to be refused.
+    """A function (index, addresses, layout) -> u and 1+u (see _generated_cpu.py), and whether they are to be refused.
 
     Of logits it is that of hard labels, as rows have it.
     """
-    masked = masked_of(spec)
+    pair = _pair(spec)
     if spec.family:
 
         @device
-        def factor_of_logit(x, y, mask):
-            z, y, _ = masked(x, y, 1.0, mask)
+        def factor_of_logit(k, at, layout):
+            z, y = pair(k, at, layout)
             away = z if y != F32(0.0) else -z
             soft = bits_of_float32(y * (F32(1.0) - y)) != U32(0)
             u = _exp_of(away)
@@ -162,8 +172,8 @@ def _factor(spec: Spec) -> Any:
         return factor_of_logit
 
     @device
-    def factor(x, y, mask):
-        x, y, _ = masked(x, y, 1.0, mask)
+    def factor(k, at, layout):
+        x, y = pair(k, at, layout)
         c = F32(1.0) - y
         refused = (bits_of_float32(x) > ONE_32) | (bits_of_float32(abs(c - x)) < LEAST_FACTOR)
         refused = refused | (bits_of_float32(y * c) != U32(0))
@@ -206,7 +216,6 @@ def _with_error(total, error):
 
 def rows_kernel(spec: Spec) -> Callable[..., None]:
     """Sums of rows that lie within a block: a warp takes a block, reads it in order, then each thread adds rows up."""
-    x1, y1, w1, p1, _, m1, *_ = Operands.of(spec, 1)
     summand, finish = _summand(spec), _finish(spec)
     by_products, logits, exact = spec.by_products, bool(spec.family), spec.computed == "float64"
     is_hard, factor_of = _hard(spec), _factor(spec)
@@ -225,8 +234,7 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
     def product_near_1(begin, depth, at, layout):
         p, q = 1.0, 0.0
         for i in range(depth):
-            k = I64(begin + i)
-            u, one_and_u, _ = factor_of(x1(at, k, layout)[0], y1(at, k, layout)[0], m1(at, k, layout)[0])
+            u, one_and_u, _ = factor_of(I64(begin + i), at, layout)
             q = fma(u, p, q)
             p = fma(u, p, p) if logits else p * one_and_u
         return p, q
@@ -235,16 +243,14 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
     def rows_by_products(begin, count, length, at, layout, values, logs):
         """Leaves the sum of row k in logs[k * the products of a row]; whether the block is refused."""
         thread = I64(cuda.threadIdx.x) & I64(WARP - 1)
-        k = I64(begin + (thread & I64(7)))
         soft = (thread < count) & (thread < I64(8))
         if soft:
-            soft = not is_hard(x1(at, k, layout)[0], y1(at, k, layout)[0], m1(at, k, layout)[0])
+            soft = not is_hard(I64(begin + thread), at, layout)
         if any_lane(soft):
             return True
         refused = False
         for i in range(thread, count, I64(WARP)):
-            k = I64(begin + i)
-            u, one_and_u, bad = factor_of(x1(at, k, layout)[0], y1(at, k, layout)[0], m1(at, k, layout)[0])
+            u, one_and_u, bad = factor_of(I64(begin + i), at, layout)
             values[_slot(I64(i))] = u if logits else one_and_u
             refused = refused | bad
         meet()
@@ -330,15 +336,7 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
                 meet()
                 continue
             for i in range(thread, count, I64(WARP)):
-                k = I64(begin + i)
-                values[_slot(I64(i))] = summand(
-                    x1(at, k, layout)[0],
-                    y1(at, k, layout)[0],
-                    w1(at, k, layout)[0],
-                    p1(at, k, layout)[0],
-                    m1(at, k, layout)[0],
-                    numbers,
-                )
+                values[_slot(I64(i))] = summand(I64(begin + i), at, layout, numbers)
             meet()
             if length < I64(64):
                 for row in range(thread, count_of_rows, I64(WARP)):
@@ -359,22 +357,10 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
 
 def columns_kernel(spec: Spec) -> Callable[..., None]:
     """Sums of columns: a thread block takes a tile, or a segment of it, and its threads the lanes."""
-    x1, y1, w1, p1, _, m1, *_ = Operands.of(spec, 1)
-    summand, finish, masked = _summand(spec), _finish(spec), masked_of(spec)
+    summand, finish, pair = _summand(spec), _finish(spec), _pair(spec)
     by_products, logits, exact = spec.by_products, bool(spec.family), spec.computed == "float64"
     is_hard, factor_of = _hard(spec), _factor(spec)
     write, axes_at, room = storer("float64", "float64", 1), spec.axes_at, spec.lanes
-
-    @device
-    def value_at(k, at, layout, numbers):
-        return summand(
-            x1(at, k, layout)[0],
-            y1(at, k, layout)[0],
-            w1(at, k, layout)[0],
-            p1(at, k, layout)[0],
-            m1(at, k, layout)[0],
-            numbers,
-        )
 
     @device
     def add(total, error, value):
@@ -387,30 +373,25 @@ def columns_kernel(spec: Spec) -> Callable[..., None]:
     def add_lane(total, error, k, jump, left, at, layout, numbers):
         """Add `left` elements, `jump` apart; four are read before the first is added."""
         while left >= I64(4):
-            v0, v1 = value_at(k, at, layout, numbers), value_at(k + jump, at, layout, numbers)
-            v2, v3 = value_at(k + 2 * jump, at, layout, numbers), value_at(k + 3 * jump, at, layout, numbers)
+            v0, v1 = summand(k, at, layout, numbers), summand(k + jump, at, layout, numbers)
+            v2, v3 = summand(k + 2 * jump, at, layout, numbers), summand(k + 3 * jump, at, layout, numbers)
             total, error = add(total, error, v0)
             total, error = add(total, error, v1)
             total, error = add(total, error, v2)
             total, error = add(total, error, v3)
             k, left = k + 4 * jump, left - I64(4)
         while left > I64(0):
-            total, error = add(total, error, value_at(k, at, layout, numbers))
+            total, error = add(total, error, summand(k, at, layout, numbers))
             k, left = k + jump, left - I64(1)
         return total, error
-
-    @device
-    def take_factor(p, q, refused, x, y, mask):
-        u, one_and_u, bad = factor_of(x, y, mask)
-        return p * one_and_u, fma(u, p, q), refused | bad
 
     @device
     def log_of_hard_lane(k, jump, left, at, layout):
         """The sum of losses of a lane, with the sign of the logarithm, and whether the block is to be refused."""
         p, q, refused = 1.0, 0.0, False
         while left > I64(0):
-            x, y, mask = x1(at, k, layout)[0], y1(at, k, layout)[0], m1(at, k, layout)[0]
-            p, q, refused = take_factor(p, q, refused, x, y, mask)
+            u, one_and_u, bad = factor_of(k, at, layout)
+            p, q, refused = p * one_and_u, fma(u, p, q), refused | bad
             k, left = k + jump, left - I64(1)
         return log_of_product(p, q), refused
 
@@ -419,8 +400,7 @@ def columns_kernel(spec: Spec) -> Callable[..., None]:
         """The same of logits, for any labels."""
         p, q, wrong, refused = 1.0, 0.0, 0.0, False
         while left > I64(0):
-            z, y, mask = x1(at, k, layout)[0], y1(at, k, layout)[0], m1(at, k, layout)[0]
-            z, y, _ = masked(z, y, 1.0, mask)
+            z, y = pair(k, at, layout)
             refused = refused | (bits_of_float32(y + F32(0.0)) > ONE_32)
             u = _exp_of(-z if z < F32(0.0) else z)
             wide = F64(z)
@@ -444,8 +424,7 @@ def columns_kernel(spec: Spec) -> Callable[..., None]:
         if not logits:
             soft = (thread < count) & (thread < I64(8))
             if soft:
-                k = lane_at(thread, start, in_row, width)
-                soft = not is_hard(x1(at, k, layout)[0], y1(at, k, layout)[0], m1(at, k, layout)[0])
+                soft = not is_hard(lane_at(thread, start, in_row, width), at, layout)
             if cuda.syncthreads_or(I32(soft)) != I32(0):
                 return True
         refused = False

@@ -28,6 +28,7 @@ from nbbce._elements_cuda import (
     check_kernel,
     each_kernel,
     element_of,
+    exp_in_parts,
     inside_of,
     masked_of,
     shares_of_label,
@@ -39,12 +40,10 @@ from nbbce._generated_cuda import (
     DEPTH_64,
     HARD,
     LANES,
-    LATE_FROM_WIDE,
     LEAST_HARD_SUM_32,
     LEAST_HARD_SUM_64,
     LOG2_HIGH_64,
     START_LOG_64,
-    exp_parts_float32,
     log_rest_float64,
     split_float64,
     two_sum_float64,
@@ -55,7 +54,6 @@ from nbbce._primitives_cuda import (
     bits_of_float64,
     count_up,
     device,
-    float32_of_bits,
     float64_of_bits,
     fma,
     loader,
@@ -294,12 +292,10 @@ def _sum_of_logs_of_products(spec: Spec) -> Any:
 
     @device
     def step(lane, x, y, w, a, b, numbers):
-        held = -x if x < F32(0.0) else x
-        r, s, shifted = exp_parts_float32(LATE_FROM_WIDE if held > LATE_FROM_WIDE else held)
-        power = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+        significand, power = exp_in_parts(-x if x < F32(0.0) else x)
         z = F64(x)
         total = lane[0] + fma(-z, F64(y), z if z > 0.0 else 0.0)
-        return total, lane[1] * fma((1.0 + F64(r)) + F64(s), F64(power), 1.0), lane[2]
+        return total, lane[1] * fma(significand, power, 1.0), lane[2]
 
     @device
     def normalised(lane):

@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda
 
 from nbbce import _generated_cuda as formulas
-from nbbce._primitives_cuda import device, fma, least, loader, storer
+from nbbce._primitives_cuda import bits_of_float32, device, float32_of_bits, fma, least, loader, storer
 
 F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
 
@@ -290,6 +290,15 @@ def shares_of_label(spec: Spec) -> Any:
     return shares
 
 
+@device
+def exp_in_parts(away):
+    """exp(-away) of float32 in float64, held at LATE_FROM_WIDE: a significand and a power of two."""
+    far = away > formulas.LATE_FROM_WIDE
+    r, s, shifted = formulas.exp_parts_float32(formulas.LATE_FROM_WIDE if far else away)
+    power = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+    return (1.0 + F64(r)) + F64(s), F64(power)
+
+
 def wide_loss_of(spec: Spec) -> Any:
     """A function (x, y, a, b, numbers) -> the loss in float64, as sums take it."""
     prefix = f"{spec.family}shares_" if spec.shares else spec.family
@@ -400,34 +409,55 @@ def _derivative(spec: Spec, what: str) -> Any:
     clipped = getattr(spec, what) is not None and getattr(spec, what).kind == "float16"
     most = T(65504.0)  # a gradient of 1e12 has no other half
     formula = formulas.shares_gradient_float64 if spec.shares else getattr(formulas, f"gradient_{spec.computed}")
-    shares, narrow = spec.shares, spec.computed == "float32" and not spec.shares
-    parts, left_of = formulas.scale_parts_float64, formulas.scale_left_float64
-    one, nothing = T(1.0), T(0.0)
+    shares = spec.shares
+    if spec.computed == "float32" and not shares:
+        parts_of = _parts_of_scale(weighted, scaled)
+
+        @device
+        def whole(x, y, a, b, w, scale):
+            near, inverse, rest, left = parts_of(w, scale)
+            value = formula(x, y, near, inverse, rest)
+            return value if left == 1.0 else T(F64(value) * left)
+
+    else:
+
+        @device
+        def whole(x, y, a, b, w, scale):
+            value = T(formula(F64(x), a, b)) if shares else formula(x, y)
+            if weighted:
+                return T(F64(value) * (w * scale))
+            return T(F64(value) * scale) if scaled else value
 
     @device
     def gradient(x, y, a, b, w, scale, numbers):
-        if narrow and (weighted or scaled):
-            factor = w * scale if weighted else scale
-            near, inverse, rest = parts(factor)
-            value = formula(x, y, T(near), T(inverse), T(rest))
-            left = left_of(factor)
-            value = value if left == 1.0 else T(F64(value) * left)
-        elif narrow:
-            value = formula(x, y, one, one, nothing)
-        else:
-            value = T(formula(F64(x), a, b)) if shares else formula(x, y)
-        if narrow:
-            pass
-        elif weighted:
-            value = T(F64(value) * (w * scale))
-        elif scaled:
-            value = T(F64(value) * scale)
+        value = whole(x, y, a, b, w, scale)
         if clipped:
             value = most if value > most else value
             value = -most if value < -most else value
         return value
 
     return gradient
+
+
+def _parts_of_scale(weighted: bool, scaled: bool) -> Any:
+    """A function (w, scale) -> what formulas of float32 take for a scale, and what it leaves to do in float64."""
+    parts, left_of = formulas.scale_parts_float64, formulas.scale_left_float64
+    one, nothing = F32(1.0), F32(0.0)
+    if not (weighted or scaled):
+
+        @device
+        def no_scale(w, scale):
+            return one, one, nothing, 1.0
+
+        return no_scale
+
+    @device
+    def parts_of_scale(w, scale):
+        factor = w * scale if weighted else scale
+        near, inverse, rest = parts(factor)
+        return F32(near), F32(inverse), F32(rest), left_of(factor)
+
+    return parts_of_scale
 
 
 def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
@@ -453,26 +483,15 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
         return late_shares
     formula = getattr(formulas, f"logits_{what}_{spec.computed}")
     if (what, spec.computed) == ("gradient", "float32"):
-        parts, left_of = formulas.scale_parts_float64, formulas.scale_left_float64
-        one, nothing = T(1.0), T(0.0)
-        if not (weighted or scaled):
-
-            @device
-            def late_gradient(x, y, a, b, w, scale, numbers):
-                value, late = formula(x, y, one, one, nothing)
-                return value * late
-
-            return late_gradient
+        parts_of = _parts_of_scale(weighted, scaled)
 
         @device
-        def late_scaled_gradient(x, y, a, b, w, scale, numbers):
-            factor = w * scale if weighted else scale
-            near, inverse, rest = parts(factor)
-            value, late = formula(x, y, T(near), T(inverse), T(rest))
-            left = left_of(factor)
+        def late_gradient(x, y, a, b, w, scale, numbers):
+            near, inverse, rest, left = parts_of(w, scale)
+            value, late = formula(x, y, near, inverse, rest)
             return value * late if left == 1.0 else T(F64(value) * left * F64(late))
 
-        return late_scaled_gradient
+        return late_gradient
 
     @device
     def late_value(x, y, a, b, w, scale, numbers):
