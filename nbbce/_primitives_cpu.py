@@ -255,6 +255,33 @@ def _transposition(widest: int) -> Any:
 transpose_2, transpose_4, transpose_8, transpose_16 = (_transposition(widest) for widest in (2, 4, 8, 16))
 
 
+@intrinsic
+def transpose_rows(typingctx: Any, from_at: Any, from_row: Any, to_at: Any, to_row: Any) -> Any:
+    """Copy 16 rows of 4 float32, `from_row` bytes apart, to 4 rows of 16, `to_row` bytes apart."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, step, destination, row = arguments
+        rows = [_load(builder, builder.add(source, builder.mul(INT64(r), step)), FLOAT, 4) for r in range(16)]
+        # Rows k, k+4, k+8 and k+12 beside each other: then four squares of 4 x 4 are transposed where they lie, by the
+        # cheapest of shuffles.  Squares of 8 x 8 float64 took 0.15 ns an element of rows of ten, these take 0.05.
+        vectors = []
+        for k in range(4):
+            halves = [_shuffled(builder, rows[r], rows[r + 4], range(8)) for r in (k, k + 8)]
+            vectors.append(_shuffled(builder, *halves, range(16)))
+        first, second = ((0, 16, 1, 17), (2, 18, 3, 19)), ((0, 1, 16, 17), (2, 3, 18, 19))
+        for pairs, places in (((0, 1), (2, 3)), first), (((0, 2), (1, 3)), second):
+            vectors = [
+                _shuffled(builder, vectors[a], vectors[b], [square + k for square in (0, 4, 8, 12) for k in half])
+                for a, b in pairs
+                for half in places
+            ]
+        for c, values in enumerate(vectors):
+            _store(builder, values, builder.add(destination, builder.mul(INT64(c), row)))
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 4), code
+
+
 def _strided(step: int) -> Any:
     """An intrinsic that copies items that are `step` items apart to 64 dense bytes."""
 

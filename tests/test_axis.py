@@ -374,7 +374,7 @@ def hard_arrays(family, kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 10, 16, 17, 64, 1000, 5000])
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 8, 10, 16, 17, 24, 64, 100, 200, 513, 1000, 5000])
 @two_families
 def test_sums_by_products_are_the_exact_ones(family, length, kind):
     count = max(3, min(1500, 40_000 // length))
