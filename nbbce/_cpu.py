@@ -6,7 +6,9 @@ import ctypes
 import math
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -80,13 +82,18 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     )
 
 
-def _address(array: Array) -> int:
+def _slow_address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-# Whether the quick way to an array's data (see data_of) works in this Python and NumPy.
+def _quick_address(array: Array) -> int:
+    return ctypes.c_size_t.from_address(id(array) + object.__basicsize__).value
+
+
+# Whether the quick way to an array's data (see data_of) works in this Python and NumPy: 0.3 us, not 0.8.
 _probe = np.zeros(3)[1:]
-_quick = ctypes.c_void_p.from_address(id(_probe) + object.__basicsize__).value == _address(_probe)
+_quick = _quick_address(_probe) == _slow_address(_probe)
+_address = _quick_address if _quick else _slow_address
 
 
 def _types_and_makers(
@@ -176,7 +183,10 @@ def _vector(
     tiled: bool = False,
     products: bool = True,
 ) -> Array:
-    """The call as the block walker reads it (see _blocks_cpu.py); `flat`: contiguous operands, walked as one row."""
+    """The call as the block walker reads it (see _blocks_cpu.py), but for addresses and number of the arrays' elements.
+
+    `flat`: contiguous operands, walked as one row.
+    """
     x = operands[INPUT]
     assert x is not None
     kinds = tuple(None if a is None else kind_of(a.dtype) for a in operands)
@@ -209,13 +219,12 @@ def _vector(
     only_strided = kinds == (computed, computed, *(None,) * (OPERANDS - 2)) and not shares
     several = summing + sum(a is not None for a in operands[LOSS:]) > 1 and fields[BOTH - COPIERS] == 0
     span = generated.BLOCK if (in_place or only_strided) and not several and not wide else generated.PIECE
-    addresses = [0 if a is None else _address(a) for a in operands]
     smoothing, blank = call.label_smoothing, BLANK if call.family else 0.0
-    divisor = float(call.count) if call.reduction == "mean" and call.counts is None else 1.0
+    divisor = float(call.count) if wide and call.reduction == "mean" and call.counts is None else 1.0
     numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, call.weight_number, divisor, blank, *call.focal)
     return np.array(
         [
-            *addresses,
+            *(0,) * OPERANDS,
             *fields,
             *_float_bits(*numbers),
             x.size,
@@ -234,11 +243,47 @@ def _vector(
     )
 
 
-# Vectors of calls on contiguous arrays without array weights, by dtypes: they differ in addresses and size alone, which
-# the compiled side fills in.  Making one takes 20 us.
+# Vectors of calls met before, as making one takes 20 us and more.  Those of plain sums and of contiguous arrays without
+# array weights, by dtypes: they differ in addresses and size alone, which the compiled side fills in.  The others by
+# layouts too.
 MOST_VECTORS = 1000
 _plain_vectors: dict[tuple[Any, ...], Array] = {}
 _flat_vectors: dict[tuple[Any, ...], Array] = {}
+_laid_out_vectors: dict[tuple[Any, ...], Array] = {}
+_axes_plans: dict[tuple[Any, ...], _Plan] = {}
+
+
+def _remembered(vectors: dict[tuple[Any, ...], Any], key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What `make` gives for a key, made once."""
+    found = vectors.get(key)
+    if found is None:
+        if len(vectors) > MOST_VECTORS:
+            vectors.clear()
+        found = vectors[key] = make()
+    return found
+
+
+def _layout_key(call: Call, arrays: tuple[Array | None, ...], *more: Any) -> tuple[Any, ...]:
+    """What a vector of these arrays depends on."""
+    return (
+        call.family,
+        call.input.shape,
+        call.pos_weight_number,
+        call.label_smoothing,
+        call.weight_number,
+        call.focal,
+        *[None if a is None else (a.dtype, a.strides) for a in arrays],
+        *more,
+    )
+
+
+def _with_addresses(vector: Array, arrays: tuple[Array | None, ...]) -> Array:
+    """A copy of a vector, of these arrays."""
+    filled = vector.copy()
+    for operand, a in enumerate(arrays):
+        if a is not None:
+            filled[operand] = _address(a)
+    return filled
 
 
 def _threads(size: int) -> int:
@@ -299,12 +344,8 @@ def _pass(
             call.family,
             options,
         )
-        vector = _flat_vectors.get(key)
-        if vector is None:
-            if len(_flat_vectors) > MOST_VECTORS:
-                _flat_vectors.clear()
-            flat = (x, y, None, None, None, None, loss, gradient, hessian)
-            vector = _flat_vectors[key] = _vector(call, flat, True, summing, check, shares)
+        flat = (x, y, None, None, None, None, loss, gradient, hessian)
+        vector = _remembered(_flat_vectors, key, lambda: _vector(call, flat, True, summing, check, shares))
         ids = (
             id(x),
             id(y),
@@ -314,24 +355,11 @@ def _pass(
             x.size,
         )
     else:
-        pos_weight = None if check else call.pos_weight
-        weight = None if check else call.weight
-        operands: tuple[Array | None, ...] = (
-            x,
-            y,
-            weight,
-            pos_weight,
-            grad_output,
-            where,
-            loss,
-            gradient,
-            hessian,
-        )
-        if not summing:
-            # Elementwise results do not care in what order they come: take the order of memory.
-            axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
-            operands = tuple(None if a is None else a.transpose(axes) for a in operands)
-        vector = _vector(call, operands, False, summing, check, shares)
+        weights = (None, None) if check else (call.weight, call.pos_weight)
+        arrays = (x, y, *weights, grad_output, where, loss, gradient, hessian)
+        key = _layout_key(call, arrays, summing, check)
+        make = partial(_vector_in_order, call, arrays, summing, check, shares)
+        vector = _with_addresses(_remembered(_laid_out_vectors, key, make), arrays)
         ids = (0, 0, 0, 0, 0, 0)
     scale = 1.0 if gradient is None and hessian is None else gradient_scale(call)
     threads = _threads(x.size)
@@ -340,63 +368,78 @@ def _pass(
     )
 
 
+def _vector_in_order(call: Call, arrays: tuple[Array | None, ...], summing: bool, check: bool, shares: bool) -> Array:
+    """The vector of these arrays; for results element by element, which may come in any order, in that of memory."""
+    if not summing:
+        x = call.input
+        axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+        arrays = tuple(None if a is None else a.transpose(axes) for a in arrays)
+    return _vector(call, arrays, False, summing, check, shares)
+
+
 def _first_bad(call: Call) -> int:
     """Flat index of the first element out of its domain, or -1."""
     return _pass(call, None, None, summing=True, check=True)[1]
 
 
-def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
-    """Sums or means along the axes of the call, and whether an element was bad."""
+class _Plan(NamedTuple):
+    """How sums along axes are made: entries, serial and parallel, and what they take."""
+
+    entries: tuple[Any, Any]
+    vector: Array
+    before: tuple[Any, ...]
+    """What comes before the vector, and after it."""
+    after: tuple[Any, ...]
+
+
+def _plan_of_axes(call: Call, arrays: tuple[Array | None, ...], result: np.dtype[Any]) -> _Plan:
+    """The plan of sums along the axes of the call, stored in dtype `result`."""
     x, axes = call.input, call.axes
     assert axes is not None
     kept = tuple(d for d in range(x.ndim) if d not in axes)
     columns, tile = columns_of(x.shape, axes)
     outer = tuple(d for d in kept if d not in columns)
-    order = (*outer, *axes, *columns)
-    grad_output = None if gradient is None else call.grad_output
-    operands = tuple(
-        None if a is None else a.transpose(order)
-        for a in (x, call.target, call.weight, call.pos_weight, grad_output, call.where, None, gradient, None)
-    )
+    operands = tuple(None if a is None else a.transpose((*outer, *axes, *columns)) for a in arrays)
     shares = has_shares(call)
-    dtype = call.dtype if call.counts is None else np.dtype(np.float64)
-    own = call.value_out
-    in_place = own is not None and own.flags.c_contiguous and call.counts is None
-    results = own if own is not None and in_place else np.empty(call.result_shape, dtype)
     rows = math.prod(x.shape[d] for d in axes)
     width = math.prod(x.shape[d] for d in columns)
     groups = math.prod(x.shape[d] for d in outer)
-    scale = 1.0 if gradient is None else gradient_scale(call)
     if not columns and rows <= generated.PIECE:
         vector = _vector(call, operands, False, False, False, shares, "row", products=rows >= SHORT)
         vector[STEP] = vector[SPAN] = step_of_rows(rows)
         vector[BY_ROWS], vector[LENGTH] = 1, rows
-        vector[RESULT], vector[RESULT_ITEM] = _address(results), dtype.itemsize
-        arguments: tuple[Any, ...] = (vector, 0, 0, 0, 0, 0, 0, call.weight_number, scale)
-        entries: tuple[Any, Any] = (run_serial, run_parallel)
-    else:
-        tiles = -(-width // tile)
-        first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
-        inner = _vector(call, first, False, False, False, shares, "column", tiled=tiles > 1)
-        lanes = lanes_of(tile)
-        inner[LENGTH], inner[STEP] = lanes, lanes * depth_of_columns(lanes, bool(inner[PRODUCTS]))
-        inner[SPAN] = inner[STEP]
-        inner[WINDOW] = 1 if inner[PRODUCTS] else inner[WINDOW]  # such a block is as large as a window
-        inner[RESULT], inner[RESULT_ITEM] = _address(results), dtype.itemsize
-        segments = segments_of(rows, tile, int(inner[STEP]))
-        arguments = (
-            _outer(operands, len(outer)),
-            inner,
-            groups * tiles,
-            tiles,
-            tile,
-            segments,
-            call.weight_number,
-            scale,
-        )
-        entries = (run_columns_serial, run_columns_parallel)
-    found = _launched_on(_threads(x.size), *entries, *arguments)
-    bad = found[1] >= 0 if entries[0] is run_serial else bool(found)
+        vector[RESULT_ITEM] = result.itemsize
+        return _Plan((run_serial, run_parallel), vector, (), (0, 0, 0, 0, 0, 0))
+    tiles = -(-width // tile)
+    first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
+    inner = _vector(call, first, False, False, False, shares, "column", tiled=tiles > 1)
+    lanes = lanes_of(tile)
+    inner[LENGTH], inner[STEP] = lanes, lanes * depth_of_columns(lanes, bool(inner[PRODUCTS]))
+    inner[SPAN] = inner[STEP]
+    inner[WINDOW] = 1 if inner[PRODUCTS] else inner[WINDOW]  # such a block is as large as a window
+    inner[RESULT_ITEM] = result.itemsize
+    segments = segments_of(rows, tile, int(inner[STEP]))
+    entries = (run_columns_serial, run_columns_parallel)
+    return _Plan(entries, inner, (_outer(operands, len(outer)),), (groups * tiles, tiles, tile, segments))
+
+
+def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
+    """Sums or means along the axes of the call, and whether an element was bad."""
+    x = call.input
+    grad_output = None if gradient is None else call.grad_output
+    arrays = (x, call.target, call.weight, call.pos_weight, grad_output, call.where, None, gradient, None)
+    dtype = call.dtype if call.counts is None else np.dtype(np.float64)
+    own = call.value_out
+    in_place = own is not None and own.flags.c_contiguous and call.counts is None
+    results = own if own is not None and in_place else np.empty(call.result_shape, dtype)
+    key = _layout_key(call, arrays, call.axes, dtype, call.reduction)
+    plan: _Plan = _remembered(_axes_plans, key, lambda: _plan_of_axes(call, arrays, dtype))
+    vector = _with_addresses(plan.vector, arrays)
+    vector[RESULT] = _address(results)
+    scale = 1.0 if gradient is None else gradient_scale(call)
+    arguments = (*plan.before, vector, *plan.after, call.weight_number, scale)
+    found = _launched_on(_threads(x.size), *plan.entries, *arguments)
+    bad = found[1] >= 0 if plan.entries[0] is run_serial else bool(found)
     if call.counts is not None:
         counts = call.counts.reshape(results.shape)
         with np.errstate(invalid="ignore", divide="ignore"):

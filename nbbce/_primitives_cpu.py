@@ -267,7 +267,7 @@ def transpose_rows(typingctx: Any, from_at: Any, from_row: Any, to_at: Any, to_r
         vectors = []
         for k in range(4):
             halves = [_shuffled(builder, rows[r], rows[r + 4], range(8)) for r in (k, k + 8)]
-            vectors.append(_shuffled(builder, *halves, range(16)))
+            vectors.append(_shuffled(builder, halves[0], halves[1], range(16)))
         first, second = ((0, 16, 1, 17), (2, 18, 3, 19)), ((0, 1, 16, 17), (2, 3, 18, 19))
         for pairs, places in (((0, 1), (2, 3)), first), (((0, 2), (1, 3)), second):
             vectors = [

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (gives NumPy the dtype "bfloat16")
@@ -18,7 +19,13 @@ import numpy as np
 import pytest
 
 from nbbce import __file__ as package
-from nbbce import binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
+from nbbce import (
+    _cpu,
+    binary_cross_entropy,
+    binary_cross_entropy_grad,
+    binary_cross_entropy_value_and_grad,
+    binary_cross_entropy_with_logits,
+)
 
 WIDE = ["float32", "float64"]
 FLOATS = ["float16", "bfloat16", *WIDE]
@@ -38,6 +45,10 @@ def three(size, dtype, labels="both"):
 
 def digest(*results):
     return hashlib.sha256(b"".join(np.asarray(r).tobytes() for r in results)).hexdigest()[:16]
+
+
+def digest_of(answer):
+    return digest(*answer) if isinstance(answer, tuple) else digest(answer)
 
 
 def every_answer(small=False):
@@ -210,6 +221,101 @@ def test_losses_and_gradients_do_not_depend_on_their_neighbours(dtype):
         part = slice(start, stop)
         assert binary_cross_entropy(x[part], y[part], w[part], "none").tobytes() == losses[part].tobytes()
         assert binary_cross_entropy_grad(x[part], y[part], w[part], "none").tobytes() == gradients[part].tobytes()
+
+
+# Calls alike but for one thing: their vectors are remembered by what they depend on (see _cpu.py).
+SHAPE = (32, 48)
+OPTIONS = [
+    {},
+    {"weight": 2.0},
+    {"weight": 3.0},
+    {"weight": "row"},
+    {"weight": "column"},
+    {"weight": "whole"},
+    {"pos_weight": 2.0},
+    {"pos_weight": 3.0},
+    {"pos_weight": "row"},
+    {"label_smoothing": 0.25},
+    {"label_smoothing": 0.5},
+    {"where": "mask"},
+    {"where": "other mask"},
+    {"where": "mask", "weight": "row"},
+    {"dtype": np.float64},
+    {"dtype": np.float16},
+    {"validate": False},
+]
+WAYS = [
+    {"axis": axis, "reduction": how, "keepdims": kept}
+    for axis in (None, 0, 1)
+    for how in ("mean", "sum")
+    for kept in (False, True)
+]
+FORMS = {
+    "as it is": lambda a: a,
+    "float64": lambda a: a.astype(np.float64),
+    "bytes": lambda a: a,
+    "transposed memory": np.asfortranarray,
+    "every other": lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+    "backwards": lambda a: a[::-1].copy()[::-1],
+    "fewer rows": lambda a: a[:20],
+    "turned": lambda a: a.reshape(SHAPE[::-1]),
+    "one row": lambda a: a.reshape(-1),
+}
+
+
+def alike_calls():
+    """Functions without arguments whose answers differ, by name."""
+    rng = np.random.default_rng(1)
+    x = (rng.integers(1, 2**20, SHAPE) / 2**20).astype(np.float32)
+    y = (rng.random(SHAPE) < x).astype(np.float32)
+    calls = {}
+    for form, change in FORMS.items():
+        a, b = change(x), change(y.astype(np.uint8) if form == "bytes" else y)
+        w = (rng.integers(1, 9, a.shape) / 8).astype(np.float32)
+        named = {"row": w[:1] if a.ndim > 1 else w, "column": w[..., :1], "whole": w}
+        named |= {"mask": w < 0.7, "other mask": w < 0.4}
+        for options in OPTIONS:
+            taken = {
+                name: named.get(value, value) if isinstance(value, str) else value for name, value in options.items()
+            }
+            for way in WAYS if a.ndim > 1 else ({}, {"reduction": "sum"}):
+                calls[f"{form}, {options}, {way}"] = partial(binary_cross_entropy, a, b, **taken, **way)
+            calls[f"{form}, {options}, none"] = partial(binary_cross_entropy, a, b, **taken, reduction="none")
+            if "dtype" not in options:
+                calls[f"{form}, {options}, logits"] = partial(binary_cross_entropy_with_logits, a, b, **taken)
+            calls[f"{form}, {options}, both"] = partial(binary_cross_entropy_value_and_grad, a, b, **taken)
+            calls[f"{form}, {options}, gradient"] = partial(binary_cross_entropy_grad, a, b, **taken)
+            own = np.empty((), options.get("dtype", a.dtype))
+            calls[f"{form}, {options}, out"] = partial(binary_cross_entropy, a, b, **taken, out=own)
+            if a.ndim > 1:
+                follows = partial(binary_cross_entropy_grad, a, b, axis=0, grad_output=w[0], **taken)
+                calls[f"{form}, {options}, gradient of sums"] = follows
+    return calls
+
+
+def test_calls_alike_but_for_one_thing_do_not_take_each_others_way():
+    def forget():
+        for vectors in (_cpu._plain_vectors, _cpu._flat_vectors, _cpu._laid_out_vectors, _cpu._axes_plans):
+            vectors.clear()
+
+    calls, alone = alike_calls(), {}
+    for name, ask in calls.items():
+        forget()
+        alone[name] = digest_of(ask())
+    for names in (list(calls), list(calls)[::-1]):
+        forget()
+        assert_same({name: digest_of(calls[name]()) for name in names}, alone)
+    assert len(_cpu._axes_plans) > 100
+
+
+def test_what_is_remembered_of_calls_has_a_limit(monkeypatch):
+    monkeypatch.setattr(_cpu, "MOST_VECTORS", 10)
+    x = np.linspace(0.1, 0.9, 40, dtype=np.float32)
+    for size in range(1, 41):
+        for vectors in (_cpu._laid_out_vectors, _cpu._axes_plans):
+            binary_cross_entropy(x[:size], x[:size], x[:size])
+            binary_cross_entropy(x[:size, None], x[:size, None], axis=0)
+            assert len(vectors) <= 11
 
 
 if __name__ == "__main__":
