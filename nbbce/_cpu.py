@@ -40,6 +40,7 @@ from nbbce._blocks_cpu import (
     run_columns_serial,
     run_parallel,
     run_serial,
+    transfer,
     turn,
     walk,
 )
@@ -235,6 +236,7 @@ def _vector(
             turn.address if turned else 0,
             add_up.address if wide else 0,
             walk.address,
+            transfer.address if any(fields[:OPERANDS]) else 0,
             len(extents),
             *extents,
             *(n for step in steps for n in step),
