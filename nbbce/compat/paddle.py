@@ -71,7 +71,16 @@ def binary_cross_entropy(
     w = None if weight is None else checked_array(_NAME, "weight", weight, _DTYPES)
     dtype = None if w is None else np.result_type(x, w)
     # Our word for Paddle's `label` is `target`.
-    call = checked(_NAME, x, y, w, reduction, None, dtype, None, None, None, True, False, "label")
+    call = checked(
+        _NAME,
+        x,
+        y,
+        w,
+        reduction,
+        wants_value=True,
+        dtype=dtype,
+        target_name="label",
+    )
     return functional._run(call)[0]
 
 
@@ -148,16 +157,11 @@ def binary_cross_entropy_with_logits(
         y,
         w,
         reduction,
-        None,
-        dtype,
-        None,
-        None,
-        None,
-        True,
-        False,
-        "label",
-        p,
+        wants_value=True,
         family="logits_",
+        pos_weight=p,
+        dtype=dtype,
+        target_name="label",
         input_name="logit",
     )
     return functional._run(call)[0]
