@@ -157,16 +157,39 @@ def _loop_of(call: Work) -> Work:
 
 
 def call_rows(size: int) -> list[Row]:
-    """A call on one element."""
+    """Calls on one element, and on a small batch: what they cost besides the arithmetic."""
+    bce = nbbce.binary_cross_entropy
     x, y = np.array([0.3], np.float32), np.array([1.0], np.float32)
+    batch, _, soft = (a.reshape(100, 10) for a in data(1000, np.float32))
+    weight, kept = soft[0], soft > 0.2
+
+    def losses() -> Any:
+        return -(soft * np.log(batch) + (1 - soft) * np.log(1 - batch))
+
     return [
+        Row("mean, one element", lambda: one_liner(x, y), lambda: bce(x, y), 3, 2000),
+        Row("mean, 100 rows of ten", lambda: np.mean(losses()), lambda: bce(batch, soft), 0, 500),
         Row(
-            "mean, one element",
-            lambda: one_liner(x, y),
-            lambda: nbbce.binary_cross_entropy(x, y),
-            3,
-            2000,
-        )
+            "mean, 100 rows of ten, axis=-1",
+            lambda: np.mean(losses(), axis=-1),
+            lambda: bce(batch, soft, axis=-1),
+            0,
+            500,
+        ),
+        Row(
+            "mean, 100 rows of ten, weight along a row",
+            lambda: np.mean(weight * losses()),
+            lambda: bce(batch, soft, weight),
+            0,
+            500,
+        ),
+        Row(
+            "mean, 100 rows of ten, where",
+            lambda: np.mean(losses(), where=kept),
+            lambda: bce(batch, soft, where=kept),
+            0,
+            500,
+        ),
     ]
 
 
