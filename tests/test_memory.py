@@ -151,11 +151,12 @@ case(
     binary_cross_entropy_grad,
     lambda s: ((quarters(s), labels(s, "int8"), weights(s, "row"), "none"), {"grad_output": quarters(s)}),
 )
-case("losses into out", discarded(losses), lambda s: ((quarters(s), labels(s)), {"out": labels(s)}))
+# Memory to write to is `quarters`, of which every page is held before; of zeros only those that were written are.
+case("losses into out", discarded(losses), lambda s: ((quarters(s), labels(s)), {"out": quarters(s)}))
 case(
     "gradient into strided out",
     discarded(binary_cross_entropy_grad),
-    lambda s: ((quarters(s), labels(s)), {"out": laid_out(labels(s), "strided")}),
+    lambda s: ((quarters(s), labels(s)), {"out": laid_out(quarters(s), "strided")}),
 )
 case("the measure itself, of a copy", discarded(np.copy), lambda s: ((quarters(s),), {}))
 
