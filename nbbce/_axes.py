@@ -12,9 +12,9 @@ from nbbce._generated_cpu import DEPTH, LANES, PIECE
 # Columns that are added up side by side where rows are added, and segments that rows are cut into.
 TILE, SEGMENTS = 1024, 32
 
-# Rows of fewer elements are not summed by products: a row costs 2 ns besides its elements (rows of 6 logits took 0.92
-# ns an element with them and 0.89 without, rows of 10 took 0.66 and 0.77).
-SHORT = 8
+# Rows of fewer elements are not summed by products: of one there is none to make.  Rows of two logits take 0.85 ns an
+# element with them, and 1.08 without; of ten 0.53 and 0.76 (one thread, in cache, with what a call takes).
+SHORT = 2
 
 
 def by_products(family: str, computed: str, plain: bool) -> bool:
@@ -40,7 +40,7 @@ def step_of_rows(length: int) -> int:
     """Elements of a block of rows of `length`, of which each lies within a block.
 
     Whole rows, and pieces of 64 elements where that can be: what is left of them runs one by one, and with 1020
-    elements in place of 960 a sum of rows of 10 took 0.49 ns an element in place of 0.39.
+    elements in place of 960 a sum of rows of 10 takes 0.27 ns an element in place of 0.24.
     """
     whole = math.lcm(length, 64) if math.lcm(length, 64) <= PIECE else length
     return PIECE // whole * whole

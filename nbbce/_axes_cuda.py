@@ -57,8 +57,6 @@ from nbbce._primitives_cuda import (
 
 # Products and losses wait in shared memory, of which 16 float64 fill the banks: rows of 16, 32 or 64 begin in others.
 SLOTS = PIECE + PIECE // 16
-# The logarithms of the products of a block: no length of row makes more (eight: 128 rows of one product each).
-LOGS = 128
 ONE_32 = U32(0x3F800000)
 
 
@@ -240,8 +238,8 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
         return p, q
 
     @device
-    def rows_by_products(begin, count, length, at, layout, values, logs):
-        """Leaves the sum of row k in logs[k * the products of a row]; whether the block is refused."""
+    def rows_by_products(begin, count, length, at, layout, values):
+        """Leaves the sum of a row at the place of its first element; whether the block is refused."""
         thread = I64(cuda.threadIdx.x) & I64(WARP - 1)
         soft = (thread < count) & (thread < I64(8))
         if soft:
@@ -265,18 +263,18 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
             q = p - 1.0
             if (q > -NEAR_1) & (q < NEAR_1):
                 p, q = product_near_1(begin + start, depth, at, layout)
+            # In place of its first factor, which nothing else reads.
             log = log_of_product(p, q)
-            logs[product] = log if logits else 0.0 - log
+            values[_slot(start)] = log if logits else 0.0 - log
         meet()
         small = False
         for row in range(thread, rows, I64(WARP)):
-            first = I64(row) * each
-            total = logs[first]
+            first = I64(row) * length
+            total = values[_slot(first)]
             if each > I64(1):
-                total = 0.0
-                for place in range(first, I64(first + each)):
-                    total += logs[place]
-                logs[first] = total
+                for place in range(first + I64(DEPTH), I64(first + length), I64(DEPTH)):
+                    total += values[_slot(I64(place))]
+                values[_slot(first)] = total
             small = small | (not (total >= least_sum))
         return any_lane(small)
 
@@ -318,10 +316,8 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
         numbers = (keep, half, positive, gamma, alpha, alpha_of_0)
         length, step, rows_of_step = layout[axes_at], layout[axes_at + 1], layout[axes_at + 2]
         all_values = cuda.shared.array((warps, SLOTS), float64)
-        all_logs = cuda.shared.array((warps, LOGS), float64)
         warp, thread = I64(cuda.threadIdx.x) >> I64(5), I64(cuda.threadIdx.x) & I64(WARP - 1)
-        values, logs = all_values[warp], all_logs[warp]
-        each = (length + I64(DEPTH - 1)) // I64(DEPTH)
+        values = all_values[warp]
         block = (I64(cuda.blockIdx.x) * I64(cuda.blockDim.x) + I64(cuda.threadIdx.x)) >> I64(5)
         all_warps = (I64(cuda.gridDim.x) * I64(cuda.blockDim.x)) >> I64(5)
         while block * step < size:
@@ -329,10 +325,11 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
             block += all_warps
             count = min(step, size - begin)
             count_of_rows = _divided(count, length)[0]
-            if by_products and not rows_by_products(begin, count, length, at, layout, values, logs):
+            if by_products and not rows_by_products(begin, count, length, at, layout, values):
                 for row in range(thread, count_of_rows, I64(WARP)):
                     k = I64(row)
-                    finish(logs[k * each], place + k, begin + k * length, at, layout, result, kept, loss_scale, divisor)
+                    total = values[_slot(k * length)]
+                    finish(total, place + k, begin + k * length, at, layout, result, kept, loss_scale, divisor)
                 meet()
                 continue
             for i in range(thread, count, I64(WARP)):

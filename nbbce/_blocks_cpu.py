@@ -64,7 +64,8 @@ WIDEN = 48
 BOTH = 49
 # Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out;
 # those of the focal loss, which its loops find before their scratch memory.
-KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(50, 59)
+NUMBERS = range(50, 59)
+KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = NUMBERS
 # Elements in all, of a block, and of the pieces that it is computed in; blocks that are loaded at once: more than one
 # where memory runs across the rows of the array, so that a cache line serves several rows while it is there.
 SIZE, STEP, SPAN, WINDOW = range(59, 63)
@@ -438,7 +439,7 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_
 
 
 # Columns: rows of the last dimensions are added up, one result for each place in a row.  `outer` holds the dimensions
-# whose every index has results of its own, `inner` the reduced ones and the columns; both have the operands' addresses.
+# whose every index has results of its own, `inner` the reduced ones, the columns and the operands' addresses.
 # The tree depends on the numbers of rows and columns alone: rows are dealt to segments; in a segment, as many rows as
 # fill the lanes (`LENGTH`) side by side are added, block after block, then folded; segments are added in order.
 

@@ -6,8 +6,6 @@ import ctypes
 import math
 import os
 import threading
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numba
@@ -25,6 +23,7 @@ from nbbce._blocks_cpu import (
     INPUT,
     LENGTH,
     LOSS,
+    NUMBERS,
     OPERANDS,
     PRODUCTS,
     RESULT,
@@ -169,10 +168,6 @@ def _types_and_makers(
     ]
 
 
-def _float_bits(*numbers: float) -> list[int]:
-    return np.array(numbers).view(np.int64).tolist()  # type: ignore[no-any-return]
-
-
 def _vector(
     call: Call,
     operands: tuple[Array | None, ...],
@@ -184,9 +179,10 @@ def _vector(
     tiled: bool = False,
     products: bool = True,
 ) -> Array:
-    """The call as the block walker reads it (see _blocks_cpu.py), but for addresses and number of the arrays' elements.
+    """The call as the block walker reads it (see _blocks_cpu.py), but for addresses and numbers.
 
-    `flat`: contiguous operands, walked as one row.
+    `flat`: contiguous operands, walked as one row.  What it depends on beside arguments, shape, dtypes and strides is
+    the family, and whether there is a number for a weight: see `_layout_key`.
     """
     x = operands[INPUT]
     assert x is not None
@@ -220,14 +216,11 @@ def _vector(
     only_strided = kinds == (computed, computed, *(None,) * (OPERANDS - 2)) and not shares
     several = summing + sum(a is not None for a in operands[LOSS:]) > 1 and fields[BOTH - COPIERS] == 0
     span = generated.BLOCK if (in_place or only_strided) and not several and not wide else generated.PIECE
-    smoothing, blank = call.label_smoothing, BLANK if call.family else 0.0
-    divisor = float(call.count) if wide and call.reduction == "mean" and call.counts is None else 1.0
-    numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, call.weight_number, divisor, blank, *call.focal)
     return np.array(
         [
             *(0,) * OPERANDS,
             *fields,
-            *_float_bits(*numbers),
+            *(0,) * len(NUMBERS),
             x.size,
             generated.BLOCK,
             span,
@@ -245,9 +238,29 @@ def _vector(
     )
 
 
+def _filled(vector: Array, call: Call, arrays: tuple[Array | None, ...] = ()) -> Array:
+    """A copy of a vector with the numbers of a call and the addresses of these arrays."""
+    filled = vector.copy()
+    smoothing, blank = call.label_smoothing, BLANK if call.family else 0.0
+    divided = call.axes is not None and call.reduction == "mean" and call.counts is None
+    filled.view(np.float64)[NUMBERS.start : NUMBERS.stop] = (
+        1.0 - smoothing,
+        smoothing / 2,
+        call.pos_weight_number,
+        call.weight_number,
+        call.count if divided else 1.0,
+        blank,
+        *call.focal,
+    )
+    for operand, a in enumerate(arrays):
+        if a is not None:
+            filled[operand] = _address(a)
+    return filled
+
+
 # Vectors of calls met before, as making one takes 20 us and more.  Those of plain sums and of contiguous arrays without
 # array weights, by dtypes: they differ in addresses and size alone, which the compiled side fills in.  The others by
-# layouts too.
+# layouts too; they are filled here, since they have addresses and numbers that the compiled side does not.
 MOST_VECTORS = 1000
 _plain_vectors: dict[tuple[Any, ...], Array] = {}
 _flat_vectors: dict[tuple[Any, ...], Array] = {}
@@ -255,37 +268,24 @@ _laid_out_vectors: dict[tuple[Any, ...], Array] = {}
 _axes_plans: dict[tuple[Any, ...], _Plan] = {}
 
 
-def _remembered(vectors: dict[tuple[Any, ...], Any], key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    """What `make` gives for a key, made once."""
-    found = vectors.get(key)
-    if found is None:
-        if len(vectors) > MOST_VECTORS:
-            vectors.clear()
-        found = vectors[key] = make()
-    return found
+def _remember(known: dict[tuple[Any, ...], Any], key: tuple[Any, ...], made: Any) -> Any:
+    """Keep what was made for a key; returns it."""
+    if len(known) >= MOST_VECTORS:
+        known.clear()
+    known[key] = made
+    return made
 
 
-def _layout_key(call: Call, arrays: tuple[Array | None, ...], *more: Any) -> tuple[Any, ...]:
+def _layout_key(call: Call, arrays: tuple[Array | None, ...], shares: bool, *more: Any) -> tuple[Any, ...]:
     """What a vector of these arrays depends on."""
     return (
         call.family,
         call.input.shape,
-        call.pos_weight_number,
-        call.label_smoothing,
-        call.weight_number,
-        call.focal,
+        shares,
+        call.weight_number != 1.0,
         *[None if a is None else (a.dtype, a.strides) for a in arrays],
         *more,
     )
-
-
-def _with_addresses(vector: Array, arrays: tuple[Array | None, ...]) -> Array:
-    """A copy of a vector, of these arrays."""
-    filled = vector.copy()
-    for operand, a in enumerate(arrays):
-        if a is not None:
-            filled[operand] = _address(a)
-    return filled
 
 
 def _threads(size: int) -> int:
@@ -346,8 +346,11 @@ def _pass(
             call.family,
             options,
         )
-        flat = (x, y, None, None, None, None, loss, gradient, hessian)
-        vector = _remembered(_flat_vectors, key, lambda: _vector(call, flat, True, summing, check, shares))
+        vector = _flat_vectors.get(key)
+        if vector is None:
+            flat = (x, y, None, None, None, None, loss, gradient, hessian)
+            vector = _filled(_vector(call, flat, True, summing, check, shares), call)
+            _remember(_flat_vectors, key, vector)
         ids = (
             id(x),
             id(y),
@@ -359,9 +362,11 @@ def _pass(
     else:
         weights = (None, None) if check else (call.weight, call.pos_weight)
         arrays = (x, y, *weights, grad_output, where, loss, gradient, hessian)
-        key = _layout_key(call, arrays, summing, check)
-        make = partial(_vector_in_order, call, arrays, summing, check, shares)
-        vector = _with_addresses(_remembered(_laid_out_vectors, key, make), arrays)
+        key = _layout_key(call, arrays, shares, summing, check)
+        vector = _laid_out_vectors.get(key)
+        if vector is None:
+            vector = _remember(_laid_out_vectors, key, _vector_in_order(call, arrays, summing, check, shares))
+        vector = _filled(vector, call, arrays)
         ids = (0, 0, 0, 0, 0, 0)
     scale = 1.0 if gradient is None and hessian is None else gradient_scale(call)
     threads = _threads(x.size)
@@ -385,16 +390,17 @@ def _first_bad(call: Call) -> int:
 
 
 class _Plan(NamedTuple):
-    """How sums along axes are made: entries, serial and parallel, and what they take."""
+    """How sums along axes are made."""
 
-    entries: tuple[Any, Any]
+    by_rows: bool
+    """Whether rows lie within blocks; else columns are added up."""
     vector: Array
-    before: tuple[Any, ...]
-    """What comes before the vector, and after it."""
-    after: tuple[Any, ...]
+    outer: Array | None
+    """Of columns: the dimensions whose every index has results of its own, then how columns and rows are cut."""
+    cuts: tuple[int, ...]
 
 
-def _plan_of_axes(call: Call, arrays: tuple[Array | None, ...], result: np.dtype[Any]) -> _Plan:
+def _plan_of_axes(call: Call, arrays: tuple[Array | None, ...], shares: bool, result: np.dtype[Any]) -> _Plan:
     """The plan of sums along the axes of the call, stored in dtype `result`."""
     x, axes = call.input, call.axes
     assert axes is not None
@@ -402,7 +408,6 @@ def _plan_of_axes(call: Call, arrays: tuple[Array | None, ...], result: np.dtype
     columns, tile = columns_of(x.shape, axes)
     outer = tuple(d for d in kept if d not in columns)
     operands = tuple(None if a is None else a.transpose((*outer, *axes, *columns)) for a in arrays)
-    shares = has_shares(call)
     rows = math.prod(x.shape[d] for d in axes)
     width = math.prod(x.shape[d] for d in columns)
     groups = math.prod(x.shape[d] for d in outer)
@@ -411,7 +416,7 @@ def _plan_of_axes(call: Call, arrays: tuple[Array | None, ...], result: np.dtype
         vector[STEP] = vector[SPAN] = step_of_rows(rows)
         vector[BY_ROWS], vector[LENGTH] = 1, rows
         vector[RESULT_ITEM] = result.itemsize
-        return _Plan((run_serial, run_parallel), vector, (), (0, 0, 0, 0, 0, 0))
+        return _Plan(True, vector, None, ())
     tiles = -(-width // tile)
     first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
     inner = _vector(call, first, False, False, False, shares, "column", tiled=tiles > 1)
@@ -421,8 +426,7 @@ def _plan_of_axes(call: Call, arrays: tuple[Array | None, ...], result: np.dtype
     inner[WINDOW] = 1 if inner[PRODUCTS] else inner[WINDOW]  # such a block is as large as a window
     inner[RESULT_ITEM] = result.itemsize
     segments = segments_of(rows, tile, int(inner[STEP]))
-    entries = (run_columns_serial, run_columns_parallel)
-    return _Plan(entries, inner, (_outer(operands, len(outer)),), (groups * tiles, tiles, tile, segments))
+    return _Plan(False, inner, _outer(operands, len(outer)), (groups * tiles, tiles, tile, segments))
 
 
 def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
@@ -434,14 +438,21 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
     own = call.value_out
     in_place = own is not None and own.flags.c_contiguous and call.counts is None
     results = own if own is not None and in_place else np.empty(call.result_shape, dtype)
-    key = _layout_key(call, arrays, call.axes, dtype, call.reduction)
-    plan: _Plan = _remembered(_axes_plans, key, lambda: _plan_of_axes(call, arrays, dtype))
-    vector = _with_addresses(plan.vector, arrays)
+    shares = has_shares(call)
+    key = _layout_key(call, arrays, shares, call.axes, dtype)
+    plan = _axes_plans.get(key)
+    if plan is None:
+        plan = _remember(_axes_plans, key, _plan_of_axes(call, arrays, shares, dtype))
+    vector = _filled(plan.vector, call, arrays)
     vector[RESULT] = _address(results)
-    scale = 1.0 if gradient is None else gradient_scale(call)
-    arguments = (*plan.before, vector, *plan.after, call.weight_number, scale)
-    found = _launched_on(_threads(x.size), *plan.entries, *arguments)
-    bad = found[1] >= 0 if plan.entries[0] is run_serial else bool(found)
+    scales = (call.weight_number, 1.0 if gradient is None else gradient_scale(call))
+    threads = _threads(x.size)
+    if plan.by_rows:
+        nowhere = (0, 0, 0, 0, 0, 0)  # the vector has the addresses
+        bad = _launched_on(threads, run_serial, run_parallel, vector, *nowhere, *scales)[1] >= 0
+    else:
+        arguments = (plan.outer, vector, *plan.cuts, *scales)
+        bad = bool(_launched_on(threads, run_columns_serial, run_columns_parallel, *arguments))
     if call.counts is not None:
         counts = call.counts.reshape(results.shape)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -468,7 +479,8 @@ def _plain_sum(call: Call) -> tuple[float, int]:
     vector = _plain_vectors.get(key)
     if vector is None:
         flat = (x, y, None, None, None, None, None, None, None)
-        vector = _plain_vectors[key] = _vector(call, flat, True, True, False, False)
+        vector = _filled(_vector(call, flat, True, True, False, False), call)
+        _remember(_plain_vectors, key, vector)
     return run_serial(vector, id(x), id(y), 0, 0, 0, x.size, 1.0, 1.0, 1)  # type: ignore[no-any-return]
 
 

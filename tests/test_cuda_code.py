@@ -321,9 +321,10 @@ def test_text_of_every_formula_is_that_of_the_cpu():
     functions = {name for name in device.keys() - cpu.keys() if device[name].startswith("def ")}
     # What a device has of its own: of labels without a rounding error, where two terms are 0, and for sums of 16 bits.
     assert functions == {"exact_label_loss", "quick_loss"}
-    # What the CPU has of its own: the factors of hard labels, which a device has where it reads them.
+    # What the CPU has of its own: the factors of hard labels and of rows, which a device has where it reads them.
     own = {name for name in cpu.keys() - device.keys() if cpu[name].startswith("def ")}
-    assert {name.split("_float")[0] for name in own} == {"factor", "larger", "soft_bits_of"}
+    rows = {"factor_of_signed", "exp_of_signed"}
+    assert {name.split("_float")[0] for name in own} == {"factor", "larger", "soft_bits_of", *rows}
 
 
 # ------------------------------------------------------------------------------------------------------------ the cache

@@ -310,12 +310,22 @@ def test_calls_alike_but_for_one_thing_do_not_take_each_others_way():
 
 def test_what_is_remembered_of_calls_has_a_limit(monkeypatch):
     monkeypatch.setattr(_cpu, "MOST_VECTORS", 10)
+    known = (_cpu._flat_vectors, _cpu._laid_out_vectors, _cpu._axes_plans)
+    for vectors in known:
+        vectors.clear()
     x = np.linspace(0.1, 0.9, 40, dtype=np.float32)
     for size in range(1, 41):
-        for vectors in (_cpu._laid_out_vectors, _cpu._axes_plans):
-            binary_cross_entropy(x[:size], x[:size], x[:size])
-            binary_cross_entropy(x[:size, None], x[:size, None], axis=0)
-            assert len(vectors) <= 11
+        binary_cross_entropy(x[:size], x[:size], pos_weight=float(size))
+        binary_cross_entropy(x[:size], x[:size], x[:size])
+        binary_cross_entropy(x[:size, None], x[:size, None], axis=0)
+        assert [len(vectors) for vectors in known] == [(size - 1) % 10 + 1] * 3
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_weight_of_another_sign_of_zero_is_another_weight(axis):
+    x, y = np.full((4, 20), 0.5, np.float32), np.ones((4, 20), np.float32)
+    for weight in (0.0, -0.0, 0.0):
+        assert (np.signbit(binary_cross_entropy(x, y, weight, axis=axis)) == np.signbit(weight)).all()
 
 
 if __name__ == "__main__":

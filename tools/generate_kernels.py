@@ -1988,10 +1988,10 @@ def log_of_product(product, q):
 AXIS_PRODUCTS_LEGEND = f"""
 
 # The same of float32 without weights and shares, by products: as for the sum of all, a logarithm is taken once for
-# many factors, here for DEPTH of a row or of a column.  With s = z for y = 0 and -z for y = 1,
+# many factors, here for DEPTH of a row or of a column.  With v = x or z for y = 0, and -x or -z for y = 1,
 #
-#     probabilities, hard labels    loss = -log(1+u)               1+u = |c - x|,  u = -|y - x|
-#     logits, hard labels           loss = log(1+u)                u = exp(s)
+#     probabilities, hard labels    loss = -log(1+u)               1+u = 1-v or, for v < 0, -v
+#     logits, hard labels           loss = log(1+u)                u = exp(v)
 #     logits, any labels            loss = wrong |z| + log(1+u)    u = exp(-|z|)
 #
 # The sum of a row may be small, and that of a product near 1 would be off by 2^-53 a factor.  So beside the product
@@ -2000,6 +2000,19 @@ AXIS_PRODUCTS_LEGEND = f"""
 # and logits that all cost less than 2^-64 are refused, since exp(-|z|) is held at e^-80.  A refused block goes to
 # the losses in float64.  The rule looks at the block alone, so layout and threads cannot change the bits.
 {AXIS_CONSTANTS}ABREAST = 64  # products of rows that are multiplied side by side
+
+
+@formula
+def factor_of_signed(v):
+    return (0.0 if v < 0.0 else 1.0) - v
+
+
+@formula
+def exp_of_signed(v):
+    away = LATE_FROM_WIDE if -v > LATE_FROM_WIDE else -v
+    r, s, shifted = exp_parts_float32(away)
+    power = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+    return ((1.0 + F64(r)) + F64(s)) * F64(power)
 
 
 {LOG_OF_PRODUCT}"""
@@ -2043,29 +2056,34 @@ def ${prefix}row_products_float32(x_at, y_at, w_at, scale, out_at, count, scratc
     \"\"\"Sums of rows of `scale` elements; NaN if the block is refused.\"\"\"
     size, length, rows = U64(count), I64(scale), count // I64(scale)
     x, y, out = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, U64(rows), F64)
-    signed_at, even_at, tile_at = scratch_at, scratch_at + 4 * PIECE, scratch_at + 12 * PIECE
-    parts_at = scratch_at + 16 * PIECE
-    product_at, rest_at, logs_at = scratch_at + 17 * PIECE, scratch_at + 18 * PIECE, scratch_at + 19 * PIECE
-    signed, tile = array_at(signed_at, size, F32), array_at(tile_at, U64(DEPTH * ABREAST), F32)
+    # Scratch memory: `signed` and the lanes beyond it; rows that are filled up; factors side by side, and what they are
+    # made of; products (PIECE // SHORT of them at most), what they are less 1, and their logarithms.
+    even_at, tile_at, parts_at = scratch_at + 6 * PIECE, scratch_at + 12 * PIECE, scratch_at + 16 * PIECE
+    product_at, rest_at, logs_at = scratch_at + 17 * PIECE, scratch_at + 21 * PIECE, scratch_at + 25 * PIECE
+    signed, tile = array_at(scratch_at, size, F32), array_at(tile_at, U64(DEPTH * ABREAST), F32)
 $arrays    for i in range(min(size, U64(8))):
         if y[i] != F32(0.0) and y[i] != F32(1.0):
             return np.nan
 $before    for j in range(size):
         xi, yi = x[j], y[j]
+        # The lowest bit of the exponent of 1.0 becomes the sign; other labels are refused below.
         signed[j] = float32_of_bits(U32(bits_of_float32(xi) ^ U32(bits_of_float32(yi) << U32(8))))
 $watch    if $refused:
         return np.nan
     # Products are made side by side, `lanes` of them: those at one place of all rows, place after place, or all at
-    # once, of rows that are filled up with factors of 1; whichever has fewer factors to multiply.  Lanes beyond the
-    # last product multiply what stands in memory, and are not looked at.
+    # once, of rows that are filled up with factors of 1; whichever has fewer factors to multiply.
     each = (length + DEPTH - 1) // DEPTH
     groups, lanes, step = each, (rows + 15) // 16 * 16, length
     if length % DEPTH == 0 or lanes * length > (rows * each + 15) // 16 * 16 * DEPTH:
         groups, lanes, step = I64(1), (rows * each + 15) // 16 * 16, I64(DEPTH)
-    from_at = signed_at
+    from_at, used = scratch_at, rows * length
     if groups < each and length < each * DEPTH:
-        from_at = even_at
-        fill_up(signed_at, rows, length, F32($factor_of_1), parts_at, even_at)
+        from_at, used = even_at, rows * each * DEPTH
+        fill_up(scratch_at, rows, length, F32($factor_of_1), parts_at, even_at)
+    # Lanes beyond the last product multiply these: what a tiny number left there takes long.
+    spare = array_at(from_at, U64(lanes * step), F32)
+    for i in range(U64(used), U64(lanes * step)):
+        spare[i] = F32($factor_of_1)
     products, ahead = U64(groups * lanes), 4 * count
     product, rest = array_at(product_at, products, F64), array_at(rest_at, products, F64)
     for i in range(products):
@@ -2085,19 +2103,21 @@ $watch    if $refused:
             p = array_at(product_at + 8 * (group * lanes + first), U64(width), F64)
             for i in range(depth):
                 line = U64(i * ABREAST)
-$multiply    used, near = rows if groups == each else rows * each, U64(0)
+$multiply    full, near = rows if groups == each else rows * each, U64(0)
     for group in range(groups):
-        for i in range(U64(group * lanes), U64(group * lanes + used)):
+        for i in range(U64(group * lanes), U64(group * lanes + full)):
             rest[i] = product[i] - 1.0
             near += U64(1) if abs(rest[i]) < NEAR_1 else U64(0)
     for group in range(groups if near > U64(0) else I64(0)):
-        for lane in range(used):
-            place = group * lanes + lane
-            if abs(rest[place]) < NEAR_1:
+        for lane in range(full):
+            i = group * lanes + lane
+            if abs(rest[i]) < NEAR_1:
                 row, k = (lane, group) if groups == each else (lane // each, lane % each)
-                one_and_q, q = 1.0, 0.0
-                for i in range(row * length + k * DEPTH, row * length + min((k + 1) * DEPTH, length)):
-$again                product[place], rest[place] = one_and_q, q
+                product[i], rest[i] = 1.0, 0.0
+                for place in range(row * length + k * DEPTH, row * length + min((k + 1) * DEPTH, length)):
+                    v = signed[place]
+                    rest[i] = fma($u, product[i], rest[i])
+                    product[i] = $product
     logs = array_at(logs_at, products, F64)
     for i in range(products):
         logs[i] = $log_of_product(product[i], rest[i])
@@ -2117,14 +2137,10 @@ HARD_FACTORS = {
     "factor_of_1": "-1.0",
     "multiply": """\
                 for j in range(U64(width)):
-                    s = F64(tile[line + j])
-                    p[j] *= (0.0 if s < 0.0 else 1.0) - s
+                    p[j] *= factor_of_signed(F64(tile[line + j]))
 """,
-    "again": """\
-                    s = F64(signed[i])
-                    q = fma(-(1.0 + s if s < 0.0 else s), one_and_q, q)
-                    one_and_q *= (0.0 if s < 0.0 else 1.0) - s
-""",
+    "u": "-F64(F32(1.0) + v if v < F32(0.0) else v)",
+    "product": "product[i] * factor_of_signed(F64(v))",
     "log_of_product": "0.0 - log_of_product",
     "least": "0.0",
 }
@@ -2145,7 +2161,7 @@ LOGITS_FACTORS = {
         largest = bits if bits > largest else largest
 """,
     "refused": "largest > LARGEST_LOGIT or soft != U32(0)",
-    "factor_of_1": "-128.0",
+    "factor_of_1": "-128.0",  # 1 + e^-80, which is 1 in float64
     "multiply": """\
                 for j in range(U64(width)):
                     away = -tile[line + j]
@@ -2155,14 +2171,8 @@ LOGITS_FACTORS = {
                     u = ((1.0 + F64(r[j])) + F64(s[j])) * F64(power[j])
                     p[j] = fma(u, p[j], p[j])
 """,
-    "again": """\
-                    away = -signed[i]
-                    ri, si, shifted = exp_parts_float32(LATE_FROM_WIDE if away > LATE_FROM_WIDE else away)
-                    pi = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
-                    u = ((1.0 + F64(ri)) + F64(si)) * F64(pi)
-                    q = fma(u, one_and_q, q)
-                    one_and_q = fma(u, one_and_q, one_and_q)
-""",
+    "u": "exp_of_signed(v)",
+    "product": "fma(exp_of_signed(v), product[i], product[i])",
     "log_of_product": "log_of_product",
     "least": "LEAST_LOGITS_SUM",
 }

@@ -13,9 +13,9 @@ from devices import DTYPES, FLOATS, FOCAL, FUNCTIONS, LOGITS, PROBABILITIES, WIT
 from simulator import agree, aligned, place, to_host
 
 import nbbce
-from nbbce import _axes, _axes_cuda, _cuda, _device_arrays
+from nbbce import _axes, _cuda, _device_arrays
 from nbbce._axes import lanes_of, segments_of, step_of_rows
-from nbbce._generated_cuda import DEPTH, PIECE
+from nbbce._generated_cuda import PIECE
 
 REDUCED = ("sum", "mean")
 LOSS, BOTH = PROBABILITIES[0], PROBABILITIES[2]
@@ -189,13 +189,11 @@ def test_rows_that_are_several_axes_have_the_bits_of_the_cpu(launched, rng):
     assert launched == ["rows"] * 5
 
 
-def test_room_of_a_warp_holds_the_logarithms_of_every_length_of_row():
+def test_room_of_a_warp_holds_rows_of_every_length():
     for length in range(1, PIECE + 1):
         step = step_of_rows(length)
         assert step % length == 0
         assert 0 < step <= PIECE
-        if length >= _axes.SHORT:
-            assert step // length * -(-length // DEPTH) <= _axes_cuda.LOGS
 
 
 # --------------------------------------------------------------------------------------------------------- columns
