@@ -64,8 +64,7 @@ WIDEN = 48
 BOTH = 49
 # Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out;
 # those of the focal loss, which its loops find before their scratch memory.
-NUMBERS = range(50, 59)
-KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = NUMBERS
+KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(50, 59)
 # Elements in all, of a block, and of the pieces that it is computed in; blocks that are loaded at once: more than one
 # where memory runs across the rows of the array, so that a cache line serves several rows while it is there.
 SIZE, STEP, SPAN, WINDOW = range(59, 63)

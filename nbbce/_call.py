@@ -283,8 +283,15 @@ def _take_place(call: Call, stream: Any) -> None:
     if call.is_plain and stream is None and not _is_on_host(x) and not _is_on_host(y) and x.device == y.device:
         call.on_device = True
         return
-    more = (call.weight, call.pos_weight, call.where, call.grad_output)
-    if stream is None and all(a is None or _is_on_host(a) for a in (x, y, *more)):
+    if (
+        stream is None
+        and _is_on_host(x)
+        and _is_on_host(y)
+        and (call.weight is None or _is_on_host(call.weight))
+        and (call.pos_weight is None or _is_on_host(call.pos_weight))
+        and (call.where is None or _is_on_host(call.where))
+        and (call.grad_output is None or _is_on_host(call.grad_output))
+    ):
         return  # nearly always, and the rest takes 2 us
     function, operands = call.function, ("weight", "pos_weight", "where", "grad_output")
     arrays = {"input": call.input, call.target_name: call.target, **{name: getattr(call, name) for name in operands}}

@@ -16,15 +16,22 @@ from nbbce import _generated_cpu as generated
 from nbbce._arrays import Array, kind_of, layout
 from nbbce._axes import SHORT, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
 from nbbce._blocks_cpu import (
+    ALPHA,
+    ALPHA_OF_0,
     BOTH,
     BY_ROWS,
     COPIERS,
     DIMENSIONS,
+    DIVISOR,
+    FACTOR,
+    GAMMA,
+    HALF,
     INPUT,
+    KEEP,
     LENGTH,
     LOSS,
-    NUMBERS,
     OPERANDS,
+    POSITIVE,
     PRODUCTS,
     RESULT,
     RESULT_ITEM,
@@ -57,6 +64,12 @@ WINDOW_ACROSS, NARROW, LONG = 8, 64, 1024
 
 # The logit where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite one makes no NaN.
 BLANK = -1e30
+
+# The numbers of a call that asks for none, by family.
+DEFAULTS = {
+    family: (1.0, 0.0, 1.0, 1.0, 1.0, blank, 0.0, 1.0, 1.0)
+    for family, blank in (("", 0.0), ("logits_", BLANK), ("focal_", BLANK))
+}
 
 # One parallel launch at a time: the `workqueue` layer aborts the process when two threads launch at once, and with
 # the others a second launch would only share the same cores.  Who does not get the lock runs serially.
@@ -220,7 +233,7 @@ def _vector(
         [
             *(0,) * OPERANDS,
             *fields,
-            *(0,) * len(NUMBERS),
+            *np.array(DEFAULTS[call.family]).view(np.int64).tolist(),
             x.size,
             generated.BLOCK,
             span,
@@ -241,17 +254,16 @@ def _vector(
 def _filled(vector: Array, call: Call, arrays: tuple[Array | None, ...] = ()) -> Array:
     """A copy of a vector with the numbers of a call and the addresses of these arrays."""
     filled = vector.copy()
-    smoothing, blank = call.label_smoothing, BLANK if call.family else 0.0
-    divided = call.axes is not None and call.reduction == "mean" and call.counts is None
-    filled.view(np.float64)[NUMBERS.start : NUMBERS.stop] = (
-        1.0 - smoothing,
-        smoothing / 2,
-        call.pos_weight_number,
-        call.weight_number,
-        call.count if divided else 1.0,
-        blank,
-        *call.focal,
-    )
+    numbers = filled.view(np.float64)
+    if has_shares(call):
+        numbers[KEEP], numbers[HALF] = 1.0 - call.label_smoothing, call.label_smoothing / 2
+        numbers[POSITIVE] = call.pos_weight_number
+    if call.weight_number != 1.0:
+        numbers[FACTOR] = call.weight_number
+    if call.axes is not None and call.reduction == "mean" and call.counts is None:
+        numbers[DIVISOR] = call.count
+    if call.family == "focal_":
+        numbers[GAMMA], numbers[ALPHA], numbers[ALPHA_OF_0] = call.focal
     for operand, a in enumerate(arrays):
         if a is not None:
             filled[operand] = _address(a)
