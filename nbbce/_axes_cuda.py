@@ -121,7 +121,8 @@ def _summand(spec: Spec) -> Any:
 
 def _pair(spec: Spec) -> Any:
     """A function (index, addresses, layout) -> a prediction and its label."""
-    x1, y1, m1, masked = *Operands.of(spec, 1)[:2], Operands.of(spec, 1).mask, masked_of(spec)
+    x1, y1, _, _, _, m1, *_ = Operands.of(spec, 1)
+    masked = masked_of(spec)
 
     @device
     def pair(k, at, layout):

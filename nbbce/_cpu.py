@@ -361,8 +361,8 @@ def _pass(
         vector = _flat_vectors.get(key)
         if vector is None:
             flat = (x, y, None, None, None, None, loss, gradient, hessian)
-            vector = _filled(_vector(call, flat, True, summing, check, shares), call)
-            _remember(_flat_vectors, key, vector)
+            made = _filled(_vector(call, flat, True, summing, check, shares), call)
+            vector = _remember(_flat_vectors, key, made)
         ids = (
             id(x),
             id(y),
@@ -491,8 +491,7 @@ def _plain_sum(call: Call) -> tuple[float, int]:
     vector = _plain_vectors.get(key)
     if vector is None:
         flat = (x, y, None, None, None, None, None, None, None)
-        vector = _filled(_vector(call, flat, True, True, False, False), call)
-        _remember(_plain_vectors, key, vector)
+        vector = _remember(_plain_vectors, key, _filled(_vector(call, flat, True, True, False, False), call))
     return run_serial(vector, id(x), id(y), 0, 0, 0, x.size, 1.0, 1.0, 1)  # type: ignore[no-any-return]
 
 

@@ -3055,7 +3055,7 @@ def row_products_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     if groups < each and length < each * DEPTH:
         from_at, used = even_at, rows * each * DEPTH
         fill_up(scratch_at, rows, length, F32(-1.0), parts_at, even_at)
-    # Lanes beyond the last product multiply these: what a tiny number left there takes long.
+    # Lanes beyond the last product multiply these: a tiny number left there would take long.
     spare = array_at(from_at, U64(lanes * step), F32)
     for i in range(U64(used), U64(lanes * step)):
         spare[i] = F32(-1.0)
@@ -3144,7 +3144,7 @@ def logits_row_products_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
     if groups < each and length < each * DEPTH:
         from_at, used = even_at, rows * each * DEPTH
         fill_up(scratch_at, rows, length, F32(-128.0), parts_at, even_at)
-    # Lanes beyond the last product multiply these: what a tiny number left there takes long.
+    # Lanes beyond the last product multiply these: a tiny number left there would take long.
     spare = array_at(from_at, U64(lanes * step), F32)
     for i in range(U64(used), U64(lanes * step)):
         spare[i] = F32(-128.0)

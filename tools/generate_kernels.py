@@ -2080,7 +2080,7 @@ $watch    if $refused:
     if groups < each and length < each * DEPTH:
         from_at, used = even_at, rows * each * DEPTH
         fill_up(scratch_at, rows, length, F32($factor_of_1), parts_at, even_at)
-    # Lanes beyond the last product multiply these: what a tiny number left there takes long.
+    # Lanes beyond the last product multiply these: a tiny number left there would take long.
     spare = array_at(from_at, U64(lanes * step), F32)
     for i in range(U64(used), U64(lanes * step)):
         spare[i] = F32($factor_of_1)
