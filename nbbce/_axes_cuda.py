@@ -18,6 +18,7 @@ from numba import cuda, float64
 from nbbce import _generated_cuda as formulas
 from nbbce._elements_cuda import (
     AXIS_NUMBERS,
+    BITS_OF_ONE,
     F32,
     F64,
     I32,
@@ -57,7 +58,6 @@ from nbbce._primitives_cuda import (
 
 # Products and losses wait in shared memory, of which 16 float64 fill the banks: rows of 16, 32 or 64 begin in others.
 SLOTS = PIECE + PIECE // 16
-ONE_32 = U32(0x3F800000)
 
 
 @device
@@ -174,7 +174,7 @@ def _factor(spec: Spec) -> Any:
     def factor(k, at, layout):
         x, y = pair(k, at, layout)
         c = F32(1.0) - y
-        refused = (bits_of_float32(x) > ONE_32) | (bits_of_float32(abs(c - x)) < LEAST_FACTOR)
+        refused = (bits_of_float32(x) > BITS_OF_ONE) | (bits_of_float32(abs(c - x)) < LEAST_FACTOR)
         refused = refused | (bits_of_float32(y * c) != U32(0))
         return -F64(abs(y - x)), abs(F64(c) - F64(x)), refused
 
@@ -399,7 +399,7 @@ def columns_kernel(spec: Spec) -> Callable[..., None]:
         p, q, wrong, refused = 1.0, 0.0, 0.0, False
         while left > I64(0):
             z, y = pair(k, at, layout)
-            refused = refused | (bits_of_float32(y + F32(0.0)) > ONE_32)
+            refused = refused | (bits_of_float32(y + F32(0.0)) > BITS_OF_ONE)
             u = _exp_of(-z if z < F32(0.0) else z)
             wide = F64(z)
             wrong += fma(-wide, F64(y), wide if wide > 0.0 else 0.0)

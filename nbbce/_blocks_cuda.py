@@ -17,20 +17,23 @@ from numba import cuda, float64
 
 from nbbce._axes_cuda import columns_kernel, rows_kernel, segments_kernel
 from nbbce._elements_cuda import (
+    BITS_OF_ONE,
     F32,
     F64,
     I64,
+    NO_DOUBT,
     U32,
     U64,
     WARP,
     Operands,
     Spec,
     check_kernel,
+    doubt_of,
     each_kernel,
     element_of,
     exp_in_parts,
-    inside_of,
     masked_of,
+    settle_of,
     shares_of_label,
     wide_loss_of,
 )
@@ -57,6 +60,7 @@ from nbbce._primitives_cuda import (
     float64_of_bits,
     fma,
     loader,
+    meet,
     of_first_lane,
     shuffle_down,
     storer,
@@ -151,39 +155,39 @@ def _rows(spec: Spec, start: Any, step: Any) -> Any:
     `step` is a function (lane, x, y, w, a, b, numbers) -> lane.  Returns the lanes and whether all was in its domain.
     """
     width = spec.width
-    element, inside, masked, shares_of = element_of(spec), inside_of(spec), masked_of(spec), shares_of_label(spec)
+    element, doubt_about, settle = element_of(spec), doubt_of(spec), settle_of(spec)
+    masked, shares_of = masked_of(spec), shares_of_label(spec)
     x1, y1, w1, p1, g1, m1, _, gradient1, hessian1 = Operands.of(spec, 1)
     xs, ys, ws, ps, gs, ms, _, gradients, hessians = Operands.of(spec, width)
     derived = spec.gradient is not None or spec.hessian is not None
 
     @device
-    def take(lane, x, y, w, p, mask, numbers):
+    def take(lane, doubt, x, y, w, p, mask, numbers):
         x, y, w = masked(x, y, w, mask)
         a, b = shares_of(y, p, mask, numbers)
-        return step(lane, x, y, w, a, b, numbers), inside(x, y)
+        return step(lane, x, y, w, a, b, numbers), doubt_about(doubt, x, y)
 
     @device
-    def take_one(lane, ok, i, at, layout, writing, gradient_scale, numbers):
+    def take_one(lane, doubt, i, at, layout, writing, gradient_scale, numbers):
         x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
         p, mask = p1(at, i, layout)[0], m1(at, i, layout)[0]
         if derived and writing:
             g = g1(at, i, layout)[0]
-            _, gradient, hessian = element(x, y, w, p, g, mask, 1.0, gradient_scale, numbers)
+            _, _, gradient, hessian = element(NO_DOUBT, x, y, w, p, g, mask, 1.0, gradient_scale, numbers)
             gradient1(at, i, layout, (gradient,))
             hessian1(at, i, layout, (hessian,))
-        lane, fine = take(lane, x, y, w, p, mask, numbers)
-        return lane, ok & fine
+        return take(lane, doubt, x, y, w, p, mask, numbers)
 
     @device
-    def take_if(condition, lane, ok, i, at, layout, writing, gradient_scale, numbers):
+    def take_if(condition, lane, doubt, i, at, layout, writing, gradient_scale, numbers):
         if condition:
-            lane, ok = take_one(lane, ok, i, at, layout, writing, gradient_scale, numbers)
-        return lane, ok
+            lane, doubt = take_one(lane, doubt, i, at, layout, writing, gradient_scale, numbers)
+        return lane, doubt
 
     if width == 4:
 
         @device
-        def take_four(l0, l1, l2, l3, ok, i, at, layout, writing, scale, numbers):
+        def take_four(l0, l1, l2, l3, doubt, i, at, layout, writing, scale, numbers):
             x, y, w, p, m = (
                 xs(at, i, layout),
                 ys(at, i, layout),
@@ -193,56 +197,61 @@ def _rows(spec: Spec, start: Any, step: Any) -> Any:
             )
             if derived and writing:
                 g = gs(at, i, layout)
-                _, d0, h0 = element(x[0], y[0], w[0], p[0], g[0], m[0], 1.0, scale, numbers)
-                _, d1, h1 = element(x[1], y[1], w[1], p[1], g[1], m[1], 1.0, scale, numbers)
-                _, d2, h2 = element(x[2], y[2], w[2], p[2], g[2], m[2], 1.0, scale, numbers)
-                _, d3, h3 = element(x[3], y[3], w[3], p[3], g[3], m[3], 1.0, scale, numbers)
+                _, _, d0, h0 = element(NO_DOUBT, x[0], y[0], w[0], p[0], g[0], m[0], 1.0, scale, numbers)
+                _, _, d1, h1 = element(NO_DOUBT, x[1], y[1], w[1], p[1], g[1], m[1], 1.0, scale, numbers)
+                _, _, d2, h2 = element(NO_DOUBT, x[2], y[2], w[2], p[2], g[2], m[2], 1.0, scale, numbers)
+                _, _, d3, h3 = element(NO_DOUBT, x[3], y[3], w[3], p[3], g[3], m[3], 1.0, scale, numbers)
                 gradients(at, i, layout, (d0, d1, d2, d3))
                 hessians(at, i, layout, (h0, h1, h2, h3))
-            l0, ok0 = take(l0, x[0], y[0], w[0], p[0], m[0], numbers)
-            l1, ok1 = take(l1, x[1], y[1], w[1], p[1], m[1], numbers)
-            l2, ok2 = take(l2, x[2], y[2], w[2], p[2], m[2], numbers)
-            l3, ok3 = take(l3, x[3], y[3], w[3], p[3], m[3], numbers)
-            return l0, l1, l2, l3, ok & ok0 & ok1 & ok2 & ok3
+            l0, doubt = take(l0, doubt, x[0], y[0], w[0], p[0], m[0], numbers)
+            l1, doubt = take(l1, doubt, x[1], y[1], w[1], p[1], m[1], numbers)
+            l2, doubt = take(l2, doubt, x[2], y[2], w[2], p[2], m[2], numbers)
+            l3, doubt = take(l3, doubt, x[3], y[3], w[3], p[3], m[3], numbers)
+            return l0, l1, l2, l3, doubt
 
     first, near, far = (4, 1, 128) if width == 4 else (1, 32, 128)
 
     @device
     def rows(begin, count, at, layout, writing, scale, numbers):
-        thread = I64(cuda.threadIdx.x) & I64(WARP - 1)
-        l0, l1, l2, l3, l4, l5, l6, l7, ok = start, start, start, start, start, start, start, start, True
+        thread, doubt = I64(cuda.threadIdx.x) & I64(WARP - 1), NO_DOUBT
+        l0, l1, l2, l3, l4, l5, l6, l7 = start, start, start, start, start, start, start, start
         i, stop = I64(begin + first * thread), I64(begin + count)
         whole = I64(i + (count & I64(-LANES)))
         while i < whole:
             if width == 4:
-                l0, l1, l2, l3, ok = take_four(l0, l1, l2, l3, ok, i, at, layout, writing, scale, numbers)
-                l4, l5, l6, l7, ok = take_four(l4, l5, l6, l7, ok, i + far, at, layout, writing, scale, numbers)
+                l0, l1, l2, l3, doubt = take_four(l0, l1, l2, l3, doubt, i, at, layout, writing, scale, numbers)
+                l4, l5, l6, l7, doubt = take_four(l4, l5, l6, l7, doubt, i + far, at, layout, writing, scale, numbers)
             else:
-                l0, ok = take_one(l0, ok, i, at, layout, writing, scale, numbers)
-                l1, ok = take_one(l1, ok, i + near, at, layout, writing, scale, numbers)
-                l2, ok = take_one(l2, ok, i + 2 * near, at, layout, writing, scale, numbers)
-                l3, ok = take_one(l3, ok, i + 3 * near, at, layout, writing, scale, numbers)
-                l4, ok = take_one(l4, ok, i + far, at, layout, writing, scale, numbers)
-                l5, ok = take_one(l5, ok, i + far + near, at, layout, writing, scale, numbers)
-                l6, ok = take_one(l6, ok, i + far + 2 * near, at, layout, writing, scale, numbers)
-                l7, ok = take_one(l7, ok, i + far + 3 * near, at, layout, writing, scale, numbers)
+                l0, doubt = take_one(l0, doubt, i, at, layout, writing, scale, numbers)
+                l1, doubt = take_one(l1, doubt, i + near, at, layout, writing, scale, numbers)
+                l2, doubt = take_one(l2, doubt, i + 2 * near, at, layout, writing, scale, numbers)
+                l3, doubt = take_one(l3, doubt, i + 3 * near, at, layout, writing, scale, numbers)
+                l4, doubt = take_one(l4, doubt, i + far, at, layout, writing, scale, numbers)
+                l5, doubt = take_one(l5, doubt, i + far + near, at, layout, writing, scale, numbers)
+                l6, doubt = take_one(l6, doubt, i + far + 2 * near, at, layout, writing, scale, numbers)
+                l7, doubt = take_one(l7, doubt, i + far + 3 * near, at, layout, writing, scale, numbers)
             i += LANES
         if i - first * thread < stop:  # a row that is not full
-            l0, ok = take_if(i < stop, l0, ok, i, at, layout, writing, scale, numbers)
+            l0, doubt = take_if(i < stop, l0, doubt, i, at, layout, writing, scale, numbers)
             i += near
-            l1, ok = take_if(i < stop, l1, ok, i, at, layout, writing, scale, numbers)
+            l1, doubt = take_if(i < stop, l1, doubt, i, at, layout, writing, scale, numbers)
             i += near
-            l2, ok = take_if(i < stop, l2, ok, i, at, layout, writing, scale, numbers)
+            l2, doubt = take_if(i < stop, l2, doubt, i, at, layout, writing, scale, numbers)
             i += near
-            l3, ok = take_if(i < stop, l3, ok, i, at, layout, writing, scale, numbers)
+            l3, doubt = take_if(i < stop, l3, doubt, i, at, layout, writing, scale, numbers)
             i += far - 3 * near
-            l4, ok = take_if(i < stop, l4, ok, i, at, layout, writing, scale, numbers)
+            l4, doubt = take_if(i < stop, l4, doubt, i, at, layout, writing, scale, numbers)
             i += near
-            l5, ok = take_if(i < stop, l5, ok, i, at, layout, writing, scale, numbers)
+            l5, doubt = take_if(i < stop, l5, doubt, i, at, layout, writing, scale, numbers)
             i += near
-            l6, ok = take_if(i < stop, l6, ok, i, at, layout, writing, scale, numbers)
+            l6, doubt = take_if(i < stop, l6, doubt, i, at, layout, writing, scale, numbers)
             i += near
-            l7, ok = take_if(i < stop, l7, ok, i, at, layout, writing, scale, numbers)
+            l7, doubt = take_if(i < stop, l7, doubt, i, at, layout, writing, scale, numbers)
+        ok = True
+        if any_lane(doubt > BITS_OF_ONE):
+            meet()  # what other lanes wrote is written
+            for k in range(begin + thread, stop, I64(WARP)):
+                ok = settle(at, I64(k), layout) & ok
         return (l0, l1, l2, l3, l4, l5, l6, l7), ok
 
     return rows
@@ -350,7 +359,7 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
     wide = spec.computed == "float64"
     zero, one = np.dtype(spec.computed).type(0.0), np.dtype(spec.computed).type(1.0)
     bits_of, U = (bits_of_float64, U64) if wide else (bits_of_float32, U32)
-    bits_of_one = U(0x3FF0000000000000) if wide else U(0x3F800000)
+    bits_of_one = U64(0x3FF0000000000000) if wide else BITS_OF_ONE
     least_exponent = 1023 - (143 if wide else 126)
     least_sum = LEAST_HARD_SUM_64 if wide else LEAST_HARD_SUM_32
     depth = DEPTH_64 if wide else DEPTH_32
@@ -362,7 +371,7 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
         x, y, mask = x1(at, i, layout)[0], y1(at, i, layout)[0], m1(at, i, layout)[0]
         if derived and writing:
             g, p, w = g1(at, i, layout)[0], p1(at, i, layout)[0], w1(at, i, layout)[0]
-            _, gradient, hessian = element(x, y, w, p, g, mask, 1.0, scale, numbers)
+            _, _, gradient, hessian = element(NO_DOUBT, x, y, w, p, g, mask, 1.0, scale, numbers)
             gradient1(at, i, layout, (gradient,))
             hessian1(at, i, layout, (hessian,))
         x, y, _ = masked(x, y, 1.0, mask)

@@ -23,6 +23,8 @@ F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.ui
 WARP = 32
 # Threads of a block: four warps; the simulator, which has no warps, runs one.
 THREADS = 128
+# What is in its domain for sure has bits up to those of 1.
+NO_DOUBT, BITS_OF_ONE, MOST_DOUBT = U32(0), U32(0x3F800000), U32(0xFFFFFFFF)
 # Every kernel takes the same arguments: addresses of the operands, in this order; of the result, of the sums of blocks,
 # of the counter of thread blocks that are done, and of the number of elements that count, if a mask decides it; sizes;
 # numbers; and the shape and the strides of what is strided.
@@ -266,6 +268,34 @@ def inside_of(spec: Spec) -> Any:
     return both_inside
 
 
+def doubt_of(spec: Spec) -> Any:
+    """A function (doubt, x, y) -> doubt, which is at most BITS_OF_ONE if all so far is sure to be in its domain.
+
+    Of float32 it is the largest bits of all, one instruction an element; -0.0 raises it too, though it is within.
+    """
+    if spec.computed == "float64":
+        inside = inside_of(spec)
+
+        @device
+        def doubt_of_float64(doubt, x, y):
+            return doubt if inside(x, y) else MOST_DOUBT
+
+        return doubt_of_float64
+    if spec.family:
+
+        @device
+        def doubt_of_label(doubt, x, y):
+            return max(doubt, bits_of_float32(y))
+
+        return doubt_of_label
+
+    @device
+    def doubt_of_both(doubt, x, y):
+        return max(max(doubt, bits_of_float32(x)), bits_of_float32(y))
+
+    return doubt_of_both
+
+
 def shares_of_label(spec: Spec) -> Any:
     """A function that gives the label's shares: a stands for 1-y and b for y."""
     if not spec.shares:
@@ -505,32 +535,27 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
 
 
 def element_of(spec: Spec) -> Any:
-    """A function -> loss, gradient and hessian of an element, those that the spec wants; NaN out of the domain."""
-    T = np.dtype(spec.computed).type
-    nan, zero = T(np.nan), T(0.0)
-    inside, masked, shares_of = inside_of(spec), masked_of(spec), shares_of_label(spec)
+    """A function -> doubt, and loss, gradient and hessian of an element, those that the spec wants, wherever it is."""
+    zero = np.dtype(spec.computed).type(0.0)
+    doubt_about, masked, shares_of = doubt_of(spec), masked_of(spec), shares_of_label(spec)
     losses, gradients, hessians = spec.loss is not None, spec.gradient is not None, spec.hessian is not None
     loss_of = _each_loss(spec) if losses else None
     gradient_of = _derivative(spec, "gradient") if gradients else None
     hessian_of = _derivative(spec, "hessian") if hessians else None
 
     @device
-    def element(x, y, w, p, g, mask, loss_scale, gradient_scale, numbers):
+    def element(doubt, x, y, w, p, g, mask, loss_scale, gradient_scale, numbers):
         _, _, factor = masked(x, y, g * w, mask)  # where nothing counts, g may be anything too
         x, y, w = masked(x, y, w, mask)
         a, b = shares_of(y, p, mask, numbers)
-        ok = inside(x, y)
         loss, gradient, hessian = zero, zero, zero
         if losses:
             loss = loss_of(x, y, a, b, w, loss_scale, numbers)
-            loss = loss if ok else nan
         if gradients:
             gradient = gradient_of(x, y, a, b, factor, gradient_scale, numbers)
-            gradient = gradient if ok else nan
         if hessians:
             hessian = hessian_of(x, y, a, b, factor, gradient_scale, numbers)
-            hessian = hessian if ok else nan
-        return loss, gradient, hessian
+        return doubt_about(doubt, x, y), loss, gradient, hessian
 
     return element
 
@@ -554,49 +579,60 @@ class Operands(NamedTuple):
         return cls(*(make_one(spec, name, width) for make_one, name in zip(make, OPERANDS, strict=True)))
 
 
+def settle_of(spec: Spec) -> Any:
+    """A function (addresses, index, layout) -> whether an element is in its domain; if not, its results become NaN."""
+    x1, y1, _, _, _, m1, loss1, gradient1, hessian1 = Operands.of(spec, 1)
+    nan, inside, masked = np.dtype(spec.computed).type(np.nan), inside_of(spec), masked_of(spec)
+
+    @device
+    def settle(at, i, layout):
+        x, y, _ = masked(x1(at, i, layout)[0], y1(at, i, layout)[0], 1.0, m1(at, i, layout)[0])
+        ok = inside(x, y)
+        if not ok:
+            loss1(at, i, layout, (nan,))
+            gradient1(at, i, layout, (nan,))
+            hessian1(at, i, layout, (nan,))
+        return ok
+
+    return settle
+
+
 def each_kernel(spec: Spec) -> Callable[..., None]:
     """One result an element: each thread takes `width` neighbours, and those of the next threads of the grid."""
-    width, element = spec.width, element_of(spec)
+    width, element, settle = spec.width, element_of(spec), settle_of(spec)
     one, some = Operands.of(spec, 1), Operands.of(spec, width)
     x1, y1, w1, p1, g1, m1, loss1, gradient1, hessian1 = one
     xs, ys, ws, ps, gs, ms, losses, gradients, hessians = some
 
     @device
     def take_one(at, i, layout, loss_scale, gradient_scale, numbers):
-        loss, gradient, hessian = element(
-            x1(at, i, layout)[0],
-            y1(at, i, layout)[0],
-            w1(at, i, layout)[0],
-            p1(at, i, layout)[0],
-            g1(at, i, layout)[0],
-            m1(at, i, layout)[0],
-            loss_scale,
-            gradient_scale,
-            numbers,
-        )
+        x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
+        p, g, m = p1(at, i, layout)[0], g1(at, i, layout)[0], m1(at, i, layout)[0]
+        _, loss, gradient, hessian = element(NO_DOUBT, x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
         loss1(at, i, layout, (loss,))
         gradient1(at, i, layout, (gradient,))
         hessian1(at, i, layout, (hessian,))
+        settle(at, i, layout)
 
     # NVVM does not unroll a loop with so large a body, so the neighbours are written out, by halves.
     def neighbours_from(k: int, n: int) -> Any:
         if n == 1:
 
             @device
-            def single(x, y, w, p, g, m, loss_scale, gradient_scale, numbers):
-                loss, gradient, hessian = element(
-                    x[k], y[k], w[k], p[k], g[k], m[k], loss_scale, gradient_scale, numbers
+            def single(doubt, x, y, w, p, g, m, loss_scale, gradient_scale, numbers):
+                doubt, loss, gradient, hessian = element(
+                    doubt, x[k], y[k], w[k], p[k], g[k], m[k], loss_scale, gradient_scale, numbers
                 )
-                return (loss,), (gradient,), (hessian,)
+                return doubt, (loss,), (gradient,), (hessian,)
 
             return single
         first, second = neighbours_from(k, n // 2), neighbours_from(k + n // 2, n // 2)
 
         @device
-        def both(x, y, w, p, g, m, loss_scale, gradient_scale, numbers):
-            l0, d0, h0 = first(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
-            l1, d1, h1 = second(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
-            return l0 + l1, d0 + d1, h0 + h1
+        def both(doubt, x, y, w, p, g, m, loss_scale, gradient_scale, numbers):
+            doubt, l0, d0, h0 = first(doubt, x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
+            doubt, l1, d1, h1 = second(doubt, x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
+            return doubt, l0 + l1, d0 + d1, h0 + h1
 
         return both
 
@@ -614,15 +650,19 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
         )
 
     @device
-    def write(at, i, layout, operands, loss_scale, gradient_scale, numbers):
+    def write(doubt, at, i, layout, operands, loss_scale, gradient_scale, numbers):
         x, y, w, p, g, m = operands
-        loss, gradient, hessian = neighbours(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
+        doubt, loss, gradient, hessian = neighbours(doubt, x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
         losses(at, i, layout, loss)
         gradients(at, i, layout, gradient)
         hessians(at, i, layout, hessian)
+        return doubt
 
     counted = spec.where is not None
     read_count = loader("float64", "float64", 1)
+    # A thread takes two at a time, a warp apart: both are read before the first is computed, since a store might be to
+    # what is read after it.  Of 16-bit numbers one access brings eight, which is enough.
+    pairs, apart = 2 if width <= 4 else 1, WARP * width
 
     def each(
         x, y, w, p, g, m, loss, gradient, hessian, result, sums, counter, kept, size, loss_scale, gradient_scale,
@@ -634,18 +674,22 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
             gradient_scale = gradient_scale / read_count(kept, I64(0))[0]
         thread = I64(cuda.blockIdx.x) * I64(cuda.blockDim.x) + I64(cuda.threadIdx.x)
         threads = I64(cuda.gridDim.x) * I64(cuda.blockDim.x)
-        whole = size // width
-        i, step, stop = I64(thread * width), I64(threads * width), I64(whole * width)
-        # Two at a time: both are read before the first is computed, since a store might be to what is read after it.
-        # Of 16-bit numbers one access brings eight, which is enough.
-        while width <= 4 and i + step < stop:
-            here, there = read(at, i, layout), read(at, i + step, layout)
-            write(at, i, layout, here, loss_scale, gradient_scale, numbers)
-            write(at, i + step, layout, there, loss_scale, gradient_scale, numbers)
-            i += 2 * step
-        while i < stop:
-            write(at, i, layout, read(at, i, layout), loss_scale, gradient_scale, numbers)
+        stop, step = I64(size // width * width), I64(pairs * threads * width)
+        begin = I64(pairs * (thread & I64(-WARP)) + (thread & I64(WARP - 1))) * I64(width)
+        i, doubt = begin, NO_DOUBT
+        while pairs == 2 and i + apart < stop:
+            here, there = read(at, i, layout), read(at, i + apart, layout)
+            doubt = write(doubt, at, i, layout, here, loss_scale, gradient_scale, numbers)
+            doubt = write(doubt, at, i + apart, layout, there, loss_scale, gradient_scale, numbers)
             i += step
+        while i < stop:
+            doubt = write(doubt, at, i, layout, read(at, i, layout), loss_scale, gradient_scale, numbers)
+            i += step
+        if doubt > BITS_OF_ONE:
+            for k in range(pairs):
+                for j in range(begin + k * apart, stop, step):
+                    for i in range(j, j + width):
+                        settle(at, I64(i), layout)
         if width > 1:
             i = I64(stop + thread)
             if i < size:

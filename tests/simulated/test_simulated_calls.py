@@ -323,6 +323,23 @@ def test_value_out_of_the_domain_gives_nan(size, value, name, rng):
     agree(nbbce.binary_cross_entropy_value_and_grad, *given.values())
 
 
+@pytest.mark.parametrize("dtype", list(FLOATS))
+@pytest.mark.parametrize("function", WITH_GRADIENT)
+def test_any_values_out_of_the_domain_give_nan_and_no_others(function, dtype, rng):
+    # In both halves of what a thread takes, by one and by several in it, and beside -0.0, which is in the domain.
+    x, y = arrays(rng, function, 1300, FLOATS[dtype], kind="soft")
+    function, logits = devices.of_function(function)
+    strange = np.array([-0.25, 1.5, np.nan, -0.0, -0.0, -0.0]).astype(FLOATS[dtype])
+    for a, at in ((x, rng.random(1300) < 0.1), (y, rng.random(1300) < 0.1)):
+        a[at] = rng.choice(strange, at.sum())
+    good_x, good_y = (((0 <= a) & (a <= 1)) for a in (x.astype("float64"), y.astype("float64")))
+    bad = ~good_y | (np.isnan(x) if logits else ~good_x)
+    for reduction in ("none", "sum"):
+        agree(function, x, y, reduction=reduction)
+        *_, derivative = devices.as_tuple(function(place(x), place(y), reduction=reduction))
+        assert (np.isnan(to_host(derivative)) == bad).all()
+
+
 @pytest.mark.parametrize(
     ("function", "name", "value", "says"),
     [
