@@ -12,6 +12,7 @@ Array = NDArray[Any]
 
 # What the kernels read and write, by the name that the generated loops use.  A bool is a byte of 0 or 1.
 _NAMES = "float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+DEVICE_KINDS = frozenset(_NAMES) - {"bool"}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 # DLPack's numbers for the memory of a CUDA device, and for managed memory.
 CUDA_DEVICE_TYPES = (2, 13)

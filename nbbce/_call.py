@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from nbbce._arrays import FLOATS, Array, is_array, is_float, is_on_device, is_real, kind_of, readable
+from nbbce._arrays import DEVICE_KINDS, FLOATS, Array, is_array, is_float, is_on_device, is_real, kind_of, readable
 
 if TYPE_CHECKING:
     from nbbce._device_arrays import DeviceArray
@@ -79,22 +80,29 @@ def _describe(value: object) -> str:
     )
 
 
-def _device_array(function: str, name: str, value: Any) -> Array:
-    """An array on a device as a `DeviceArray`, which has what is asked of an array here."""
+def _device_arrays(function: str, name: str) -> Any:
+    """The module of device arrays; an error that says what is missing, if something is."""
     try:
-        from nbbce import _device_arrays
+        from nbbce import _device_arrays as module
     except ImportError as error:
         raise ImportError(
             f"{function}: {name!r} is on a device, which needs nbbce[cuda12] or nbbce[cuda13]; got no {error.name}"
         ) from None
-    if not _device_arrays.is_available():
+    if not module.is_available():
         raise RuntimeError(f"{function}: {name!r} is on a device, which needs a CUDA driver; Numba found no usable one")
+    return module
+
+
+def _device_array(function: str, name: str, value: Any) -> Array:
+    """An array on a device as a `DeviceArray`, which has what is asked of an array here."""
+    module = sys.modules.get("nbbce._device_arrays")  # an import takes 0.5 us even of what is there
+    if module is None or not module.is_available():
+        module = _device_arrays(function, name)
     try:
-        array = _device_arrays.view(value)
+        array = module.view(value)
     except (TypeError, BufferError) as error:
         raise TypeError(f"{function}: {name!r} must be an array that can be read in place; got {error}") from None
-    kind = kind_of(array.dtype)
-    if (kind is None or kind == "longdouble" or kind.endswith("_swapped")) and is_real(array.dtype):
+    if kind_of(array.dtype) not in DEVICE_KINDS and is_real(array.dtype):
         raise TypeError(f"{function}: {name!r} must have a dtype that a device reads; got {array.dtype}")
     _check_aligned(function, name, array)
     return cast(Array, array)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numba.core import config
@@ -16,7 +16,7 @@ from numba.core import config
 from nbbce._arrays import kind_of, layout
 from nbbce._axes import SHORT, TILE, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain
-from nbbce._device_arrays import DeviceArray, Exchanged, view_of_result
+from nbbce._device_arrays import DeviceArray, Library, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
 from nbbce._generated_cuda import BLOCK, PIECE
 
@@ -40,6 +40,23 @@ _recorded: list[Any] = []
 # To find that out anew takes 5 to 20 us.
 MOST_KERNELS = 1000
 _kernels: dict[tuple[Any, ...], tuple[Any, int, int, tuple[int, ...]]] = {}
+
+
+class _Plan(NamedTuple):
+    """What a call launched, for calls like it: addresses are all that differs."""
+
+    kernel: Any
+    grid: int
+    threads: int
+    arguments: tuple[Any, ...]
+    outputs: tuple[tuple[int, int, tuple[int, ...]], ...]
+    """Of each result which one it is, the place of its address among the arguments, and its shape."""
+    blocks: int
+    """Blocks whose sums need room."""
+
+
+_plans: dict[tuple[Any, ...], _Plan] = {}
+SUMS_AT = len(OPERANDS) + 1  # the address of sums among the arguments; that of the counter is next
 
 
 def _memories(arrays: dict[str, DeviceArray]) -> tuple[dict[str, Memory], tuple[int, ...], int]:
@@ -86,6 +103,29 @@ def _in_order_of_memory(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray
     return {name: array.transpose(axes) for name, array in arrays.items()}
 
 
+def _keep_if_recorded(array: Any, stream: int) -> bool:
+    recording: bool = compiler.is_capturing(stream)
+    if recording:
+        _recorded.append(array)
+    return recording
+
+
+def _room(blocks: int, x: Any, stream: int) -> int:
+    """Address of the stream's room for the sums of blocks, or of a graph's own, which may be played elsewhere."""
+    # What the default stream of each thread is called is the same for all.
+    thread = threading.get_ident() if stream == PER_THREAD else 0
+    key = (x.library.name, x.device, stream, thread)
+    with _lock:
+        known = _rooms.get(key)
+        if known is not None and known[2] >= blocks and not compiler.is_capturing(stream):
+            return known[1]
+        array = x.library.full((1 + blocks,), 0.0, np.dtype(np.float64), x, stream)
+        address = view_of_result(array, x).address
+        if not _keep_if_recorded(array, stream):
+            _rooms[key] = (array, address, blocks)
+        return address
+
+
 class _Launch:
     """A call's device, stream and numbers, and the launches on them."""
 
@@ -98,7 +138,7 @@ class _Launch:
         if not call.is_plain:
             others = (call.weight, call.pos_weight, call.grad_output, call.where)
             operands += tuple(array for array in others if array is not None)
-        exchanged = any([isinstance(array.library, Exchanged) for array in operands])
+        exchanged = any([array.library.exchanges for array in operands])
         if exchanged and self.stream not in (0, 1):
             compiler.let_wait(self.stream, 1, self.device)  # what is exchanged is ordered before the default stream
         # Whom nobody tells that another stream still reads, we keep until it does not.
@@ -107,6 +147,8 @@ class _Launch:
         smoothing = call.label_smoothing
         self.numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, *call.focal)
         self.kept_at = 0
+        self.launched: list[tuple[Any, int, int, tuple[Any, ...]]] = []
+        """Kernel, grid, threads of a thread block, and arguments of each launch."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> tuple[Any, DeviceArray]:
         """A new array of the caller's library, and its place in memory."""
@@ -120,24 +162,7 @@ class _Launch:
 
     def keep_if_recorded(self, array: Any) -> bool:
         """Keep what a graph that is being recorded uses, for good: nobody tells us when it is played last."""
-        recording: bool = compiler.is_capturing(self.stream)
-        if recording:
-            _recorded.append(array)
-        return recording
-
-    def _room(self, blocks: int) -> int:
-        """Address of the stream's room for the sums of blocks, or of a graph's own, which may be played elsewhere."""
-        # What the default stream of each thread is called is the same for all.
-        thread = threading.get_ident() if self.stream == PER_THREAD else 0
-        key = (self.library.name, self.device, self.stream, thread)
-        with _lock:
-            known = _rooms.get(key)
-            if known is not None and known[2] >= blocks and not compiler.is_capturing(self.stream):
-                return known[1]
-            array, memory = self.full((1 + blocks,), 0.0, np.float64)
-            if not self.keep_if_recorded(array):
-                _rooms[key] = (array, memory.address, blocks)
-            return memory.address
+        return _keep_if_recorded(array, self.stream)
 
     def _kernel(
         self, task: str, arrays: dict[str, DeviceArray], result: np.dtype[Any] | None, options: dict[str, Any]
@@ -193,7 +218,9 @@ class _Launch:
         assert len(numbers) == NUMBERS
         addresses = [arrays[name].address if name in arrays else 0 for name in OPERANDS]
         arguments = (*addresses, 0 if result is None else result.address, *places, size)
-        compiler.run(kernel, self.device, self.stream, grid, threads, (*arguments, *numbers, *layout))
+        launched = (kernel, grid, threads, (*arguments, *numbers, *layout))
+        self.launched.append(launched)
+        compiler.run(kernel, self.device, self.stream, *launched[1:])
 
     def launch(
         self,
@@ -216,7 +243,7 @@ class _Launch:
             threads = WARP * max(1, min(THREADS // WARP, blocks // processors))
             grid = min(-(-blocks * WARP // threads), resident * processors)
             if blocks > 1:
-                counter_at = self._room(blocks)
+                counter_at = _room(blocks, self.x, self.stream)
                 sums_at = counter_at + 8
         else:
             threads = THREADS
@@ -299,44 +326,99 @@ class _Launch:
 
 def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
-    launch = _Launch(call)
-    with compiler.on_device(launch.device):
-        if call.stream is None:
-            results = _run(call, launch)
-        else:
-            with launch.library.on_stream(launch.stream, launch.device):
+    key = _key_of(call)
+    plan = None if key is None else _plans.get(key)
+    results: Any = None if plan is None else _run_again(plan, call)
+    if results is None:
+        launch = _Launch(call)
+        with compiler.on_device(launch.device):
+            if call.stream is None:
                 results = _run(call, launch)
-        if launch.keeps:
-            compiler.keep_until_done(launch.device, launch.stream, launch.keeps)
-        value, gradient, hessian = (
-            None if array is None else launch.library.finished(array, launch.stream) for array in results
-        )
+            else:
+                with launch.library.on_stream(launch.stream, launch.device):
+                    results = _run(call, launch)
+            if launch.keeps:
+                compiler.keep_until_done(launch.device, launch.stream, launch.keeps)
+            if key is not None:
+                _remember(key, call, launch, results)
+            finished, stream = launch.library.finished, launch.stream
+            results = [None if array is None else finished(array, stream) for array in results]
+    value, gradient, hessian = results
     return (gradient, hessian) if call.wants_hessian else (value, gradient)
+
+
+def _key_of(call: Call) -> tuple[Any, ...] | None:
+    """What decides how two dense arrays and nothing else are computed with, but for addresses; None for other calls."""
+    x, y = cast(Any, call.input), cast(Any, call.target)
+    if not call.is_plain or call.validate or call.stream is not None or x.library.exchanges or y.library.exchanges:
+        return None
+    if x.size == 0 or not (x.is_c_contiguous and y.is_c_contiguous):
+        return None
+    wants = (call.wants_value, call.wants_gradient, call.wants_hessian)
+    aligned = (x.address & 15, y.address & 15)
+    return (call.family, wants, call.reduction, x.library.name, x.device, x.shape, x.dtype, y.dtype, aligned)
+
+
+def _remember(key: tuple[Any, ...], call: Call, launch: _Launch, results: tuple[Any, ...]) -> None:
+    """Keep what was launched, for calls that are alike."""
+    ((kernel, grid, threads, arguments),) = launch.launched
+    places = ["result" if call.reduction != "none" else "loss", "gradient", "hessian"]
+    addresses = [*OPERANDS, "result"]
+    outputs = tuple(
+        (k, addresses.index(place), call.result_shape if place == "result" else call.input.shape)
+        for k, (place, array) in enumerate(zip(places, results, strict=True))
+        if array is not None
+    )
+    blocks = -(-call.input.size // BLOCK) if call.reduction != "none" and call.wants_value else 0
+    if all(arguments[place] % 16 == 0 for _, place, _ in outputs):
+        if len(_plans) >= MOST_KERNELS:
+            _plans.clear()
+        _plans[key] = _Plan(kernel, grid, threads, arguments, outputs, blocks)
+
+
+def _run_again(plan: _Plan, call: Call) -> list[Any] | None:
+    """Results of a call like one before; None if new arrays do not lie as those did."""
+    x, y = cast(Any, call.input), cast(Any, call.target)
+    library: Library = x.library
+    arguments, results = [*plan.arguments], [None, None, None]
+    arguments[0], arguments[1] = x.address, y.address
+    with compiler.on_device(x.device):
+        stream = library.stream(x.device)
+        for k, place, shape in plan.outputs:
+            results[k] = array = library.empty(shape, call.dtype, x, stream)
+            arguments[place] = address = library.address(array)
+            if address % 16:
+                return None
+        if plan.blocks > 1:
+            counter_at = _room(plan.blocks, x, stream)
+            arguments[SUMS_AT : SUMS_AT + 2] = counter_at + 8, counter_at
+        compiler.run(plan.kernel, x.device, stream, plan.grid, plan.threads, arguments)
+    return results
 
 
 def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
     x: Any = call.input
     summing = call.wants_value and call.reduction != "none"
-    inputs: dict[str, Any] = {
-        "input": x,
-        "target": call.target,
-        "weight": call.weight,
-        "pos_weight": call.pos_weight,
-        "grad_output": call.grad_output if call.wants_gradient or call.wants_hessian else None,
-        "where": call.where,
-    }
-    arrays = {name: array for name, array in inputs.items() if array is not None}
+    arrays: dict[str, Any] = {"input": x, "target": call.target}
+    if not call.is_plain:
+        derived = call.wants_gradient or call.wants_hessian
+        others = {
+            "weight": call.weight,
+            "pos_weight": call.pos_weight,
+            "grad_output": call.grad_output if derived else None,
+            "where": call.where,
+        }
+        arrays |= {name: array for name, array in others.items() if array is not None}
     if call.validate and x.size:
         _check(call, launch, {name: arrays[name] for name in ("input", "target", "where") if name in arrays})
     results: dict[str, Any] = {}
-    wanted: dict[str, tuple[bool, Any]] = {
-        "loss": (call.wants_value and not summing, call.value_out),
-        "gradient": (call.wants_gradient, call.gradient_out),
-        "hessian": (call.wants_hessian, call.hessian_out),
-    }
-    for name, (wants, own) in wanted.items():
+    for name, wants, own in (
+        ("loss", call.wants_value and not summing, call.value_out),
+        ("gradient", call.wants_gradient, call.gradient_out),
+        ("hessian", call.wants_hessian, call.hessian_out),
+    ):
         if wants and own is not None:
-            results[name], arrays[name] = own.owner, own
+            results[name], arrays[name] = own.owner, own  # type: ignore[attr-defined]
         elif wants:
             results[name], arrays[name] = launch.empty(x.shape, call.dtype)
     value = results.get("loss")

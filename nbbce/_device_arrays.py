@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import array_api_compat
 import numba_cuda  # noqa: F401  (without it `numba.cuda` is Numba's own target, which is not ours)
@@ -22,33 +21,71 @@ from numba.core import config
 from nbbce._arrays import bfloat16, device_types
 
 
-@dataclass(eq=False)
+class Walk(NamedTuple):
+    """What a shape, strides in bytes and the size of an element say about an array."""
+
+    size: int
+    """Number of elements."""
+    is_c_contiguous: bool
+    """Whether its elements lie side by side, in order."""
+    low: int
+    """Bytes from the first element to the first address that is used; 0 or less."""
+    high: int
+    """Bytes from the first element to the address behind the last; 0 if there is no element."""
+    in_step: bool
+    """Whether elements are multiples of their size apart: a device cannot read them otherwise."""
+
+
+@lru_cache(maxsize=1000)
+def _walk(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> Walk:
+    expected, contiguous = itemsize, True
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        contiguous = contiguous and (extent == 1 or stride == expected)
+        expected *= extent
+    size = math.prod(shape)
+    if size == 0:
+        return Walk(0, contiguous, 0, 0, True)
+    ends = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
+    low, high = sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
+    in_step = not any(stride % itemsize for n, stride in zip(shape, strides, strict=True) if n > 1)
+    return Walk(size, contiguous, low, high + itemsize, in_step)
+
+
+@lru_cache(maxsize=1000)
+def _in_bytes(strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    return tuple(n * itemsize for n in strides)
+
+
 class DeviceArray:
     """An array on a device, as a place in its memory; what asks for shapes and dtypes can take it for a NumPy array."""
 
-    address: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    """In bytes."""
-    dtype: np.dtype[Any]
-    device: int
-    library: Library
-    owner: Any
-    """The array of the library: it keeps the memory."""
-    readonly: bool = False
+    __slots__ = ("address", "device", "dtype", "library", "owner", "readonly", "shape", "strides", "walk")
 
-    size: int = field(init=False)
-    """Number of elements."""
-    is_c_contiguous: bool = field(init=False)
-    """Whether its elements lie side by side, in order."""
+    def __init__(
+        self,
+        address: int,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        dtype: np.dtype[Any],
+        device: int,
+        library: Library,
+        owner: Any,
+        readonly: bool = False,
+    ) -> None:
+        # `strides` are in bytes; `owner` is the array of the library, which keeps the memory.
+        self.address, self.shape, self.strides, self.dtype = address, shape, strides, dtype
+        self.device, self.library, self.owner, self.readonly = device, library, owner, readonly
+        self.walk = _walk(shape, strides, dtype.itemsize)
 
-    def __post_init__(self) -> None:
-        expected, contiguous = self.dtype.itemsize, True
-        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            contiguous = contiguous and (extent == 1 or stride == expected)
-            expected *= extent
-        self.size = math.prod(self.shape)
-        self.is_c_contiguous = contiguous
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.walk.size
+
+    @property
+    def is_c_contiguous(self) -> bool:
+        """Whether its elements lie side by side, in order."""
+        return self.walk.is_c_contiguous
 
     @property
     def ndim(self) -> int:
@@ -94,28 +131,27 @@ class DeviceArray:
     @property
     def is_aligned(self) -> bool:
         """Whether each element starts at a multiple of its size: a device cannot read it otherwise."""
-        if self.is_c_contiguous:
-            return self.address % self.dtype.itemsize == 0
-        steps = [stride for n, stride in zip(self.shape, self.strides, strict=True) if n > 1]
-        return self.size == 0 or not any(place % self.dtype.itemsize for place in (self.address, *steps))
+        return self.walk.size == 0 or (self.walk.in_step and self.address % self.dtype.itemsize == 0)
 
     def extent(self) -> tuple[int, int]:
         """The first address that it uses, and the one behind the last."""
-        if self.size == 0:
-            return self.address, self.address
-        ends = [(n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)]
-        low, high = sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
-        return self.address + low, self.address + high + self.itemsize
+        return self.address + self.walk.low, self.address + self.walk.high
 
 
 class Library:
     """What nbbce asks of an array library."""
 
     name = ""
+    exchanges = False
+    """Whether its arrays come and go by an exchange, which orders the streams of both sides."""
 
     def view(self, array: Any) -> DeviceArray:
         """The array as a place in memory."""
         raise NotImplementedError
+
+    def address(self, array: Any) -> int:
+        """Where the array begins."""
+        return self.view(array).address
 
     def stream(self, device: int) -> int:
         """Handle of the stream that the caller works on."""
@@ -152,6 +188,7 @@ class Torch(Library):
 
         self.torch = torch
         self._numpy_dtypes: dict[Any, np.dtype[Any]] = {}
+        self._dtypes: dict[np.dtype[Any], Any] = {}
 
     def _numpy_dtype(self, dtype: Any) -> np.dtype[Any]:
         known = self._numpy_dtypes.get(dtype)
@@ -166,8 +203,11 @@ class Torch(Library):
 
     def view(self, array: Any) -> DeviceArray:
         dtype = self._numpy_dtype(array.dtype)
-        strides = tuple([n * dtype.itemsize for n in array.stride()])
+        strides = _in_bytes(array.stride(), dtype.itemsize)
         return DeviceArray(array.data_ptr(), tuple(array.shape), strides, dtype, array.device.index, self, array)
+
+    def address(self, array: Any) -> int:
+        return int(array.data_ptr())
 
     def stream(self, device: int) -> int:
         return int(self.torch.cuda.current_stream(device).cuda_stream)
@@ -183,7 +223,10 @@ class Torch(Library):
         return other
 
     def _dtype(self, dtype: np.dtype[Any]) -> Any:
-        return getattr(self.torch, dtype.name)
+        known = self._dtypes.get(dtype)  # to ask NumPy for a name takes 1 us
+        if known is None:
+            known = self._dtypes[dtype] = getattr(self.torch, dtype.name)
+        return known
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
         if shape == like.shape:
@@ -206,6 +249,9 @@ class Cupy(Library):
 
     def view(self, array: Any) -> DeviceArray:
         return DeviceArray(array.data.ptr, array.shape, array.strides, array.dtype, array.device.id, self, array)
+
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
 
     def stream(self, device: int) -> int:
         with self.cupy.cuda.Device(device):
@@ -266,6 +312,8 @@ class Exchanged(Library):
     waits.
     """
 
+    exchanges = True
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -277,7 +325,7 @@ class Exchanged(Library):
         strides = view.strides
         if strides is None:
             strides = tuple(math.prod(view.shape[d + 1 :]) for d in range(len(view.shape)))
-        strides = tuple(n * dtype.itemsize for n in strides)
+        strides = _in_bytes(tuple(strides), dtype.itemsize)
         # The view holds the exchanged memory, so both it and the array are kept.
         return DeviceArray(
             view.ptr, tuple(view.shape), strides, dtype, view.device_id, self, (array, view), view.readonly

@@ -4,8 +4,8 @@ import devices
 import numpy as np
 import pytest
 import simulator
-from devices import FLOATS, FOCAL, LOGITS, PROBABILITIES, as_tuple
-from simulator import agree, place
+from devices import FLOATS, FOCAL, LOGITS, PROBABILITIES, REDUCTIONS, as_tuple
+from simulator import agree, aligned, place
 
 import nbbce
 from nbbce import _blocks_cuda, _cuda, _elements_cuda
@@ -140,6 +140,7 @@ def test_sums_of_more_blocks_than_lanes_are_added_as_the_cpu_adds_them(monkeypat
 
     monkeypatch.setattr(_blocks_cuda, "_sum_of_losses", first_alone)
     monkeypatch.setattr(_cuda, "_kernels", {})
+    monkeypatch.setattr(_cuda, "_plans", {})
     rng = np.random.default_rng(11)
     weight = np.zeros((600, BLOCK))
     weight[:, 0] = rng.normal(size=600) * 10.0 ** rng.integers(-8, 9, 600)
@@ -167,6 +168,45 @@ def test_room_for_sums_grows_and_larger_and_smaller_calls_have_the_bits_of_the_c
         agree(nbbce.binary_cross_entropy, x, y)
         ((_, _, room),) = _cuda._rooms.values()
         assert room == blocks
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("function", [*PROBABILITIES, *LOGITS])
+def test_calls_alike_launch_alike_with_arrays_of_their_own(function, reduction, rng, monkeypatch):
+    monkeypatch.setattr(_cuda, "_plans", {})
+    function, logits = devices.of_function(function)
+    for count, shape, offset in ((1, (5, 8), 0), (1, (5, 8), 0), (2, (8, 5), 0), (3, (8, 5), 1), (3, (5, 8), 0)):
+        x = aligned(devices.predictions(rng, shape, "float32", logits), offset)
+        y = aligned(devices.labels(rng, shape, "float32"))
+        agree(function, x, y, reduction=reduction)
+        assert len(_cuda._plans) == count
+    if reduction != "none" and "value" in function.__name__:
+        x, y = devices.predictions(rng, 9000, "float32", logits), devices.labels(rng, 9000, "float32")
+        agree(function, x, y, reduction=reduction)
+        monkeypatch.setattr(_cuda, "_rooms", {})  # another stream's would be elsewhere too
+        agree(function, x, y, reduction=reduction)
+        assert len(_cuda._plans) == 4
+
+
+def test_calls_with_anything_but_two_dense_arrays_are_not_remembered(rng, monkeypatch):
+    monkeypatch.setattr(_cuda, "_plans", {})
+    x, y = devices.predictions(rng, (6, 8), "float32"), devices.labels(rng, (6, 8), "float32")
+    for options in ({"weight": 2.0}, {"where": y > 0.5}, {"axis": 0}, {"dtype": "float64"}):
+        agree(nbbce.binary_cross_entropy, x, y, **options)
+    agree(nbbce.binary_cross_entropy, x[:, ::2], y[:, ::2])
+    agree(nbbce.binary_cross_entropy, x.T, y.T)
+    nbbce.binary_cross_entropy(place(x), place(y), validate=True)
+    assert _cuda._plans == {}
+
+
+def test_no_more_calls_than_a_limit_are_remembered(rng, monkeypatch):
+    monkeypatch.setattr(_cuda, "_plans", {})
+    monkeypatch.setattr(_cuda, "MOST_KERNELS", 3)
+    for size in range(1, 9):
+        agree(
+            nbbce.binary_cross_entropy, devices.predictions(rng, size, "float32"), devices.labels(rng, size, "float32")
+        )
+        assert len(_cuda._plans) <= 3
 
 
 def test_calls_one_after_another_give_the_same_bits(rng):
