@@ -146,8 +146,8 @@ def _hard(spec: Spec) -> Any:
 
 @device
 def _exp_of(away):
-    significand, power = exp_in_parts(away)
-    return significand * power
+    _, r, s, power = exp_in_parts(away)
+    return ((1.0 + F64(r)) + F64(s)) * F64(power)
 
 
 def _factor(spec: Spec) -> Any:

@@ -21,6 +21,7 @@ from nbbce._elements_cuda import (
     F32,
     F64,
     I64,
+    MOST_DOUBT,
     NO_DOUBT,
     U32,
     U64,
@@ -33,6 +34,7 @@ from nbbce._elements_cuda import (
     element_of,
     exp_in_parts,
     masked_of,
+    parts_of_scale,
     settle_of,
     shares_of_label,
     wide_loss_of,
@@ -47,6 +49,7 @@ from nbbce._generated_cuda import (
     LEAST_HARD_SUM_64,
     LOG2_HIGH_64,
     START_LOG_64,
+    gradient_of_exp_float32,
     log_rest_float64,
     split_float64,
     two_sum_float64,
@@ -149,10 +152,12 @@ def _fold(width: int, join: Any, shuffled: Any) -> Any:
     return fold_neighbours
 
 
-def _rows(spec: Spec, start: Any, step: Any) -> Any:
+def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any:
     """A function that takes a block through its lanes, a row of LANES elements at a time, and writes derivatives.
 
-    `step` is a function (lane, x, y, w, a, b, numbers) -> lane.  Returns the lanes and whether all was in its domain.
+    `step` is a function (lane, x, y, w, a, b, numbers) -> lane; `step_and_derive`, if there is one, a function
+    (lane, doubt, x, y, scale) -> lane, doubt, gradient, whose gradients are made again, the long way, where it doubts.
+    Returns the lanes and whether all was in its domain.
     """
     width = spec.width
     element, doubt_about, settle = element_of(spec), doubt_of(spec), settle_of(spec)
@@ -168,23 +173,39 @@ def _rows(spec: Spec, start: Any, step: Any) -> Any:
         return step(lane, x, y, w, a, b, numbers), doubt_about(doubt, x, y)
 
     @device
-    def take_one(lane, doubt, i, at, layout, writing, gradient_scale, numbers):
+    def derive_one(i, at, layout, scale, numbers):
         x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
-        p, mask = p1(at, i, layout)[0], m1(at, i, layout)[0]
-        if derived and writing:
-            g = g1(at, i, layout)[0]
-            _, _, gradient, hessian = element(NO_DOUBT, x, y, w, p, g, mask, 1.0, gradient_scale, numbers)
-            gradient1(at, i, layout, (gradient,))
-            hessian1(at, i, layout, (hessian,))
-        return take(lane, doubt, x, y, w, p, mask, numbers)
+        p, g, mask = p1(at, i, layout)[0], g1(at, i, layout)[0], m1(at, i, layout)[0]
+        _, _, gradient, hessian = element(NO_DOUBT, x, y, w, p, g, mask, 1.0, scale, numbers)
+        gradient1(at, i, layout, (gradient,))
+        hessian1(at, i, layout, (hessian,))
 
     @device
-    def take_if(condition, lane, doubt, i, at, layout, writing, gradient_scale, numbers):
+    def take_one(lane, doubt, i, at, layout, writing, scale, numbers):
+        if derived and writing:
+            derive_one(i, at, layout, scale, numbers)
+        x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
+        return take(lane, doubt, x, y, w, p1(at, i, layout)[0], m1(at, i, layout)[0], numbers)
+
+    @device
+    def take_if(condition, lane, doubt, i, at, layout, writing, scale, numbers):
         if condition:
-            lane, doubt = take_one(lane, doubt, i, at, layout, writing, gradient_scale, numbers)
+            lane, doubt = take_one(lane, doubt, i, at, layout, writing, scale, numbers)
         return lane, doubt
 
-    if width == 4:
+    if width == 4 and step_and_derive is not None:
+
+        @device
+        def take_four(l0, l1, l2, l3, doubt, i, at, layout, writing, scale, numbers):
+            x, y = xs(at, i, layout), ys(at, i, layout)
+            l0, doubt, d0 = step_and_derive(l0, doubt, x[0], y[0], scale)
+            l1, doubt, d1 = step_and_derive(l1, doubt, x[1], y[1], scale)
+            l2, doubt, d2 = step_and_derive(l2, doubt, x[2], y[2], scale)
+            l3, doubt, d3 = step_and_derive(l3, doubt, x[3], y[3], scale)
+            gradients(at, i, layout, (d0, d1, d2, d3))
+            return l0, l1, l2, l3, doubt
+
+    elif width == 4:
 
         @device
         def take_four(l0, l1, l2, l3, doubt, i, at, layout, writing, scale, numbers):
@@ -251,6 +272,8 @@ def _rows(spec: Spec, start: Any, step: Any) -> Any:
         if any_lane(doubt > BITS_OF_ONE):
             meet()  # what other lanes wrote is written
             for k in range(begin + thread, stop, I64(WARP)):
+                if step_and_derive is not None:
+                    derive_one(I64(k), at, layout, scale, numbers)
                 ok = settle(at, I64(k), layout) & ok
         return (l0, l1, l2, l3, l4, l5, l6, l7), ok
 
@@ -298,13 +321,28 @@ def _sum_of_losses(spec: Spec) -> Any:
 
 def _sum_of_logs_of_products(spec: Spec) -> Any:
     """The same for float32 logits, by a product of 1+e (see logits_product_sum_float32); NaN if it is refused."""
+    parts_of, doubt_about = parts_of_scale(False, spec.gradient_scaled), doubt_of(spec)
+    # Gradients of one scale are made of the same exponentials: 94 instructions an element, not 114.
+    others = (spec.hessian, spec.grad_output, spec.where, spec.weight)
+    alone = spec.gradient is not None and all(memory is None for memory in others) and not spec.shares
+
+    @device
+    def add(lane, z, y, r, s, power):
+        total = lane[0] + fma(-z, y, z if z > 0.0 else 0.0)
+        return total, lane[1] * fma((1.0 + r) + s, power, 1.0), lane[2]
 
     @device
     def step(lane, x, y, w, a, b, numbers):
-        significand, power = exp_in_parts(-x if x < F32(0.0) else x)
-        z = F64(x)
-        total = lane[0] + fma(-z, F64(y), z if z > 0.0 else 0.0)
-        return total, lane[1] * fma(significand, power, 1.0), lane[2]
+        _, r, s, power = exp_in_parts(-x if x < F32(0.0) else x)
+        return add(lane, F64(x), F64(y), F64(r), F64(s), F64(power))
+
+    @device
+    def step_and_derive(lane, doubt, x, y, scale):
+        far, r, s, power = exp_in_parts(-x if x < F32(0.0) else x)
+        near, inverse, rest, left = parts_of(1.0, scale)
+        gradient = gradient_of_exp_float32(x, y, r + s, power, near, inverse, rest)
+        doubt = MOST_DOUBT if far or left != 1.0 else doubt_about(doubt, x, y)
+        return add(lane, F64(x), F64(y), F64(r), F64(s), F64(power)), doubt, gradient
 
     @device
     def normalised(lane):
@@ -321,11 +359,12 @@ def _sum_of_logs_of_products(spec: Spec) -> Any:
     def shuffled(lane, distance):
         return shuffle_down(lane[0], distance), shuffle_down(lane[1], distance), shuffle_down(lane[2], distance)
 
-    rows, fold = _rows(spec, (0.0, 1.0, 0.0), step), _fold(spec.width, join, shuffled)
+    rows = _rows(spec, (0.0, 1.0, 0.0), step, step_and_derive if alone else None)
+    fold = _fold(spec.width, join, shuffled)
 
     @device
-    def sum_of_logs(begin, count, at, layout, writing, scale, numbers):
-        lanes, ok = rows(begin, count, at, layout, writing, scale, numbers)
+    def sum_of_logs(begin, count, at, layout, scale, numbers):
+        lanes, ok = rows(begin, count, at, layout, True, scale, numbers)
         l0, l1, l2, l3, l4, l5, l6, l7 = lanes
         lane = fold(
             (
@@ -366,10 +405,10 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
     step = 64 if wide else 32
 
     @device
-    def factor(checks, i, at, layout, writing, scale, numbers):
+    def factor(checks, i, at, layout, scale, numbers):
         correction, largest, soft = checks
         x, y, mask = x1(at, i, layout)[0], y1(at, i, layout)[0], m1(at, i, layout)[0]
-        if derived and writing:
+        if derived:
             g, p, w = g1(at, i, layout)[0], p1(at, i, layout)[0], w1(at, i, layout)[0]
             _, _, gradient, hessian = element(NO_DOUBT, x, y, w, p, g, mask, 1.0, scale, numbers)
             gradient1(at, i, layout, (gradient,))
@@ -384,23 +423,23 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
         return d, (correction, largest, soft)
 
     @device
-    def times_two(state, i, at, layout, writing, scale, numbers):
+    def times_two(state, i, at, layout, scale, numbers):
         """Two factors, of float32 at once, as on the CPU."""
         product, correction, largest, soft = state
-        d, checks = factor((correction, largest, soft), i, at, layout, writing, scale, numbers)
-        other, checks = factor(checks, i + step, at, layout, writing, scale, numbers)
+        d, checks = factor((correction, largest, soft), i, at, layout, scale, numbers)
+        other, checks = factor(checks, i + step, at, layout, scale, numbers)
         correction, largest, soft = checks
         return product * d * other if wide else product * (d * other), correction, largest, soft
 
     @device
-    def times_what_is_left(state, i, stop, at, layout, writing, scale, numbers):
+    def times_what_is_left(state, i, stop, at, layout, scale, numbers):
         """The same where the factors from `stop` on are 1."""
         product, correction, largest, soft = state
         d, other, checks = 1.0, 1.0, (correction, largest, soft)
         if i < stop:
-            d, checks = factor(checks, i, at, layout, writing, scale, numbers)
+            d, checks = factor(checks, i, at, layout, scale, numbers)
         if i + step < stop:
-            other, checks = factor(checks, i + step, at, layout, writing, scale, numbers)
+            other, checks = factor(checks, i + step, at, layout, scale, numbers)
         correction, largest, soft = checks
         return product * d * other if wide else product * (d * other), correction, largest, soft
 
@@ -423,43 +462,43 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
     down = _down(join, shuffled)
 
     @device
-    def factors(state, i, at, layout, writing, scale, numbers):
-        state = times_two(state, i, at, layout, writing, scale, numbers)
-        return times_two(state, i + 2 * step, at, layout, writing, scale, numbers)
+    def factors(state, i, at, layout, scale, numbers):
+        state = times_two(state, i, at, layout, scale, numbers)
+        return times_two(state, i + 2 * step, at, layout, scale, numbers)
 
     @device
-    def factors_left(state, i, stop, at, layout, writing, scale, numbers):
+    def factors_left(state, i, stop, at, layout, scale, numbers):
         for _ in range(depth // 2):
-            state = times_what_is_left(state, i, stop, at, layout, writing, scale, numbers)
+            state = times_what_is_left(state, i, stop, at, layout, scale, numbers)
             i += 2 * step
         return state
 
     @device
-    def sum_of_hard_labels(begin, count, at, layout, writing, scale, numbers):
+    def sum_of_hard_labels(begin, count, at, layout, scale, numbers):
         thread = I64(cuda.threadIdx.x) & I64(WARP - 1)
         stop = I64(begin + count)
         first = I64(begin + (thread & I64(7)))
         y = masked(zero, y1(at, first, layout)[0], 1.0, m1(at, first, layout)[0])[1]
         if any_lane((y != zero) & (y != one)):
-            return F64(np.nan), writing  # nothing is written yet
+            return F64(np.nan), True
         state = (1.0 + F64(thread) / 64.0 if wide else 1.0, 0.0, U(0), U(0))
         other = (1.0 + F64(thread + I64(32)) / 64.0 if wide else 1.0, 0.0, U(0), U(0))
         exponent, other_exponent, tiny = I64(0), I64(0), False
         i = I64(begin + thread)
         for _ in range(count // LANES):
-            state = factors(state, i, at, layout, writing, scale, numbers)
+            state = factors(state, i, at, layout, scale, numbers)
             if wide:
-                other = factors(other, i + 32, at, layout, writing, scale, numbers)
+                other = factors(other, i + 32, at, layout, scale, numbers)
                 other, other_exponent, tiny = renormalised(other, other_exponent, tiny)
             else:
-                state = factors(state, i + 128, at, layout, writing, scale, numbers)
+                state = factors(state, i + 128, at, layout, scale, numbers)
             state, exponent, tiny = renormalised(state, exponent, tiny)
             i += LANES
         if i - thread < stop:  # a row that is not full
-            state = factors_left(state, i, stop, at, layout, writing, scale, numbers)
+            state = factors_left(state, i, stop, at, layout, scale, numbers)
             state, exponent, tiny = renormalised(state, exponent, tiny)
             if wide:
-                other = factors_left(other, i + 32, stop, at, layout, writing, scale, numbers)
+                other = factors_left(other, i + 32, stop, at, layout, scale, numbers)
                 other, other_exponent, tiny = renormalised(other, other_exponent, tiny)
         product, correction, largest, soft = state
         if wide:
@@ -479,14 +518,12 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
 
 def sum_kernel(spec: Spec) -> Callable[..., None]:
     """A sum or a mean, with derivatives if they are wanted, in one launch: the last thread block finishes it."""
-    sum_of_losses = _sum_of_losses(spec)
-    by_products, logits = spec.by_products, bool(spec.family)
-    if not by_products:
-        sum_by_products = None
-    elif logits:
-        sum_by_products = _sum_of_logs_of_products(spec)
-    else:
-        sum_by_products = _sum_of_hard_labels(spec)
+    logs, factors = spec.by_products and bool(spec.family), spec.by_products and not spec.family
+    derived = spec.gradient is not None or spec.hessian is not None
+    sum_of_logs = _sum_of_logs_of_products(spec) if logs else None
+    sum_of_factors = _sum_of_hard_labels(spec) if factors else None
+    # The former writes the derivatives of every block, so that what adds up the losses of those it refuses need not.
+    sum_of_losses = _sum_of_losses(spec._replace(gradient=None, hessian=None) if logs else spec)
     read, write = loader("float64", "float64", 1), storer("float64", "float64", 1)
     write_result = storer(spec.result, "float64", 1)
     counted = spec.where is not None
@@ -494,14 +531,16 @@ def sum_kernel(spec: Spec) -> Callable[..., None]:
     @device
     def sum_of_block(begin, count, at, layout, scale, numbers):
         writing = True
-        if by_products and count >= HARD:
-            if logits:
-                total = sum_by_products(begin, count, at, layout, writing, scale, numbers)
-                writing = False
-            else:
-                total, writing = sum_by_products(begin, count, at, layout, writing, scale, numbers)
-            if not np.isnan(total):
-                return total
+        if logs:
+            if derived or count >= HARD:
+                total = sum_of_logs(begin, count, at, layout, scale, numbers)
+                if count >= HARD and not np.isnan(total):
+                    return total
+        if factors:
+            if count >= HARD:
+                total, writing = sum_of_factors(begin, count, at, layout, scale, numbers)
+                if not np.isnan(total):
+                    return total
         return sum_of_losses(begin, count, at, layout, writing, scale, numbers)
 
     @device

@@ -322,11 +322,11 @@ def shares_of_label(spec: Spec) -> Any:
 
 @device
 def exp_in_parts(away):
-    """exp(-away) of float32 in float64, held at LATE_FROM_WIDE: a significand and a power of two."""
+    """exp(-away) of float32, held at LATE_FROM_WIDE: whether it is, and r, s and power of ((1 + r) + s) power."""
     far = away > formulas.LATE_FROM_WIDE
     r, s, shifted = formulas.exp_parts_float32(formulas.LATE_FROM_WIDE if far else away)
     power = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
-    return (1.0 + F64(r)) + F64(s), F64(power)
+    return far, F32(r), F32(s), F32(power)  # the simulator's formulas give Python's floats
 
 
 def wide_loss_of(spec: Spec) -> Any:
@@ -441,7 +441,7 @@ def _derivative(spec: Spec, what: str) -> Any:
     formula = formulas.shares_gradient_float64 if spec.shares else getattr(formulas, f"gradient_{spec.computed}")
     shares = spec.shares
     if spec.computed == "float32" and not shares:
-        parts_of = _parts_of_scale(weighted, scaled)
+        parts_of = parts_of_scale(weighted, scaled)
 
         @device
         def whole(x, y, a, b, w, scale):
@@ -469,7 +469,7 @@ def _derivative(spec: Spec, what: str) -> Any:
     return gradient
 
 
-def _parts_of_scale(weighted: bool, scaled: bool) -> Any:
+def parts_of_scale(weighted: bool, scaled: bool) -> Any:
     """A function (w, scale) -> what formulas of float32 take for a scale, and what it leaves to do in float64."""
     parts, left_of = formulas.scale_parts_float64, formulas.scale_left_float64
     one, nothing = F32(1.0), F32(0.0)
@@ -513,7 +513,7 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
         return late_shares
     formula = getattr(formulas, f"logits_{what}_{spec.computed}")
     if (what, spec.computed) == ("gradient", "float32"):
-        parts_of = _parts_of_scale(weighted, scaled)
+        parts_of = parts_of_scale(weighted, scaled)
 
         @device
         def late_gradient(x, y, a, b, w, scale, numbers):

@@ -170,6 +170,21 @@ def test_room_for_sums_grows_and_larger_and_smaller_calls_have_the_bits_of_the_c
         assert room == blocks
 
 
+@pytest.mark.parametrize("weight", [None, 3.0, -(2.0**70), 2.0**-70])
+@pytest.mark.parametrize("deviation", [3.0, 60.0])
+def test_gradients_of_logits_made_of_the_exponentials_of_products_have_the_bits_of_the_cpu(deviation, weight, rng):
+    # A whole block, one that products refuse, and one too short for them; beyond 80 the exponential is another.
+    size = 2 * BLOCK + 700
+    z = rng.normal(0.0, deviation, size).astype(np.float32)
+    z[BLOCK : 2 * BLOCK] = 90.0
+    y = (rng.random(size) < 0.5).astype(np.float32)
+    y[BLOCK : 2 * BLOCK] = 1.0
+    z[5:9], y[5:9] = [np.inf, -np.inf, 80.0, -80.00001], [1.0, 0.0, 0.25, -0.0]
+    agree(nbbce.binary_cross_entropy_with_logits_value_and_grad, z, y, weight)
+    z[[3, BLOCK - 1]], y[[7, size - 1]] = np.nan, 1.5
+    agree(nbbce.binary_cross_entropy_with_logits_value_and_grad, z, y, weight)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("function", [*PROBABILITIES, *LOGITS])
 def test_calls_alike_launch_alike_with_arrays_of_their_own(function, reduction, rng, monkeypatch):
