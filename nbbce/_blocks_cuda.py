@@ -157,7 +157,8 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
 
     `step` is a function (lane, x, y, w, a, b, numbers) -> lane; `step_and_derive`, if there is one, a function
     (lane, doubt, x, y, scale) -> lane, doubt, gradient, whose gradients are made again, the long way, where it doubts.
-    Returns the lanes and whether all was in its domain.
+    Returns the lanes, and whether all that this thread looked at again was in its domain: if a thread of the warp
+    doubts, all of them settle the block, which makes derivatives NaN that a product wrote before, too.
     """
     width = spec.width
     element, doubt_about, settle = element_of(spec), doubt_of(spec), settle_of(spec)
@@ -168,15 +169,16 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
 
     @device
     def take(lane, doubt, x, y, w, p, mask, numbers):
+        doubt = doubt_about(doubt, x, y, mask)
         x, y, w = masked(x, y, w, mask)
         a, b = shares_of(y, p, mask, numbers)
-        return step(lane, x, y, w, a, b, numbers), doubt_about(doubt, x, y)
+        return step(lane, x, y, w, a, b, numbers), doubt
 
     @device
     def derive_one(i, at, layout, scale, numbers):
         x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
         p, g, mask = p1(at, i, layout)[0], g1(at, i, layout)[0], m1(at, i, layout)[0]
-        _, _, gradient, hessian = element(NO_DOUBT, x, y, w, p, g, mask, 1.0, scale, numbers)
+        _, gradient, hessian = element(x, y, w, p, g, mask, 1.0, scale, numbers)
         gradient1(at, i, layout, (gradient,))
         hessian1(at, i, layout, (hessian,))
 
@@ -218,10 +220,10 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
             )
             if derived and writing:
                 g = gs(at, i, layout)
-                _, _, d0, h0 = element(NO_DOUBT, x[0], y[0], w[0], p[0], g[0], m[0], 1.0, scale, numbers)
-                _, _, d1, h1 = element(NO_DOUBT, x[1], y[1], w[1], p[1], g[1], m[1], 1.0, scale, numbers)
-                _, _, d2, h2 = element(NO_DOUBT, x[2], y[2], w[2], p[2], g[2], m[2], 1.0, scale, numbers)
-                _, _, d3, h3 = element(NO_DOUBT, x[3], y[3], w[3], p[3], g[3], m[3], 1.0, scale, numbers)
+                _, d0, h0 = element(x[0], y[0], w[0], p[0], g[0], m[0], 1.0, scale, numbers)
+                _, d1, h1 = element(x[1], y[1], w[1], p[1], g[1], m[1], 1.0, scale, numbers)
+                _, d2, h2 = element(x[2], y[2], w[2], p[2], g[2], m[2], 1.0, scale, numbers)
+                _, d3, h3 = element(x[3], y[3], w[3], p[3], g[3], m[3], 1.0, scale, numbers)
                 gradients(at, i, layout, (d0, d1, d2, d3))
                 hessians(at, i, layout, (h0, h1, h2, h3))
             l0, doubt = take(l0, doubt, x[0], y[0], w[0], p[0], m[0], numbers)
@@ -341,7 +343,7 @@ def _sum_of_logs_of_products(spec: Spec) -> Any:
         far, r, s, power = exp_in_parts(-x if x < F32(0.0) else x)
         near, inverse, rest, left = parts_of(1.0, scale)
         gradient = gradient_of_exp_float32(x, y, r + s, power, near, inverse, rest)
-        doubt = MOST_DOUBT if far or left != 1.0 else doubt_about(doubt, x, y)
+        doubt = MOST_DOUBT if far or left != 1.0 else doubt_about(doubt, x, y, F32(1.0))
         return add(lane, F64(x), F64(y), F64(r), F64(s), F64(power)), doubt, gradient
 
     @device
@@ -410,7 +412,7 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
         x, y, mask = x1(at, i, layout)[0], y1(at, i, layout)[0], m1(at, i, layout)[0]
         if derived:
             g, p, w = g1(at, i, layout)[0], p1(at, i, layout)[0], w1(at, i, layout)[0]
-            _, _, gradient, hessian = element(NO_DOUBT, x, y, w, p, g, mask, 1.0, scale, numbers)
+            _, gradient, hessian = element(x, y, w, p, g, mask, 1.0, scale, numbers)
             gradient1(at, i, layout, (gradient,))
             hessian1(at, i, layout, (hessian,))
         x, y, _ = masked(x, y, 1.0, mask)

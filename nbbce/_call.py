@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import sys
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -80,24 +79,29 @@ def _describe(value: object) -> str:
     )
 
 
-def _device_arrays(function: str, name: str) -> Any:
+_device_module: Any = None  # nbbce._device_arrays, once it is imported: to do so again takes 0.5 us
+
+
+def _import_device_arrays(function: str, name: str) -> Any:
     """The module of device arrays; an error that says what is missing, if something is."""
+    global _device_module
     try:
-        from nbbce import _device_arrays as module
+        from nbbce import _device_arrays
     except ImportError as error:
         raise ImportError(
             f"{function}: {name!r} is on a device, which needs nbbce[cuda12] or nbbce[cuda13]; got no {error.name}"
         ) from None
-    if not module.is_available():
+    if not _device_arrays.is_available():
         raise RuntimeError(f"{function}: {name!r} is on a device, which needs a CUDA driver; Numba found no usable one")
-    return module
+    _device_module = _device_arrays
+    return _device_arrays
 
 
 def _device_array(function: str, name: str, value: Any) -> Array:
     """An array on a device as a `DeviceArray`, which has what is asked of an array here."""
-    module = sys.modules.get("nbbce._device_arrays")  # an import takes 0.5 us even of what is there
+    module = _device_module
     if module is None or not module.is_available():
-        module = _device_arrays(function, name)
+        module = _import_device_arrays(function, name)
     try:
         array = module.view(value)
     except (TypeError, BufferError) as error:

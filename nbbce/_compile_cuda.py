@@ -16,7 +16,7 @@ import tempfile
 import threading
 import types as python_types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -203,7 +203,7 @@ def _config(grid: int, threads: int) -> LaunchConfig:
     return LaunchConfig(grid=grid, block=threads)
 
 
-def run(kernel: Any, device: int, stream: int, grid: int, threads: int, arguments: tuple[Any, ...]) -> None:
+def run(kernel: Any, device: int, stream: int, grid: int, threads: int, arguments: Sequence[Any]) -> None:
     """Launch a kernel on a stream of a device, which must be the current one."""
     launch(_stream(device, stream), _config(grid, threads), kernel, *arguments)
 

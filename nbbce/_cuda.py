@@ -34,11 +34,12 @@ NOWHERE = 2**63 - 1  # the index that a check starts from
 _rooms: dict[tuple[str, int, int, int], tuple[Any, int, int]] = {}
 PER_THREAD = 2  # the driver's handle of a thread's own default stream
 _lock = threading.Lock()
+_outgrown: list[Any] = []  # each is half as large as the next, or less
 _recorded: list[Any] = []
 
 # Kernels by what decides them: with the neighbours of a thread, the thread blocks of a multiprocessor, and the layout.
 # To find that out anew takes 5 to 20 us.
-MOST_KERNELS = 1000
+MOST_REMEMBERED = 1000
 _kernels: dict[tuple[Any, ...], tuple[Any, int, int, tuple[int, ...]]] = {}
 
 
@@ -50,9 +51,9 @@ class _Plan(NamedTuple):
     threads: int
     arguments: tuple[Any, ...]
     outputs: tuple[tuple[int, int, tuple[int, ...]], ...]
-    """Of each result which one it is, the place of its address among the arguments, and its shape."""
+    """For each result: its place in (value, gradient, hessian), that of its address among the arguments, its shape."""
     blocks: int
-    """Blocks whose sums need room."""
+    """Blocks whose sums need room; 0 if they need none."""
 
 
 _plans: dict[tuple[Any, ...], _Plan] = {}
@@ -104,14 +105,16 @@ def _in_order_of_memory(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray
 
 
 def _keep_if_recorded(array: Any, stream: int) -> bool:
+    """Keep what a graph that is being recorded uses, for good: nobody tells us when it is played last."""
     recording: bool = compiler.is_capturing(stream)
     if recording:
         _recorded.append(array)
     return recording
 
 
-def _room(blocks: int, x: Any, stream: int) -> int:
+def _room(blocks: int, x: DeviceArray, stream: int) -> int:
     """Address of the stream's room for the sums of blocks, or of a graph's own, which may be played elsewhere."""
+    blocks = 1 << (blocks - 1).bit_length()
     # What the default stream of each thread is called is the same for all.
     thread = threading.get_ident() if stream == PER_THREAD else 0
     key = (x.library.name, x.device, stream, thread)
@@ -122,6 +125,8 @@ def _room(blocks: int, x: Any, stream: int) -> int:
         array = x.library.full((1 + blocks,), 0.0, np.dtype(np.float64), x, stream)
         address = view_of_result(array, x).address
         if not _keep_if_recorded(array, stream):
+            if known is not None:
+                _outgrown.append(known[0])  # another thread may be about to use it
             _rooms[key] = (array, address, blocks)
         return address
 
@@ -160,14 +165,10 @@ class _Launch:
         array = self.library.full(shape, value, np.dtype(dtype), self.x, self.stream)
         return array, view_of_result(array, self.x)
 
-    def keep_if_recorded(self, array: Any) -> bool:
-        """Keep what a graph that is being recorded uses, for good: nobody tells us when it is played last."""
-        return _keep_if_recorded(array, self.stream)
-
     def _kernel(
         self, task: str, arrays: dict[str, DeviceArray], result: np.dtype[Any] | None, options: dict[str, Any]
     ) -> tuple[Any, int, int, tuple[int, ...]]:
-        """The kernel of a task, a thread's neighbours, thread blocks of a multiprocessor, and strides."""
+        """The kernel of a task, elements of a thread at once, thread blocks of a multiprocessor, and strides."""
         made = [task, self.device, self.call.family, result, *options.values()]
         dense = True
         for name, array in arrays.items():
@@ -195,9 +196,9 @@ class _Launch:
             kernel = compiler.loaded(spec, self.device)
             in_step = task in ("sum", "count", "rows", "columns")
             resident = compiler.resident(kernel, THREADS) if in_step else EACH_GRID
-            if len(_kernels) >= MOST_KERNELS:
+            if len(_kernels) >= MOST_REMEMBERED:
                 _kernels.clear()
-            known = _kernels[key] = (kernel, spec.width, resident, strides)
+            known = _kernels[key] = (kernel, spec.at_once * spec.width, resident, strides)
         return known
 
     def _run(
@@ -313,7 +314,7 @@ class _Launch:
         sums_at = 0
         if shared_by > 1:
             waiting, memory = self.empty((2 * parts * shared_by * tile,), np.float64)
-            self.keep_if_recorded(waiting)
+            _keep_if_recorded(waiting, self.stream)
             sums_at = memory.address
         numbers = (rows, width, tile, tiles, segments, shared_by, last, *cuts[0], *cuts[1])
         layout, places = (*strides, *numbers, *_places(result)), (sums_at, 0, counts_at)
@@ -369,9 +370,9 @@ def _remember(key: tuple[Any, ...], call: Call, launch: _Launch, results: tuple[
         for k, (place, array) in enumerate(zip(places, results, strict=True))
         if array is not None
     )
-    blocks = -(-call.input.size // BLOCK) if call.reduction != "none" and call.wants_value else 0
+    blocks = -(-call.input.size // BLOCK) if arguments[SUMS_AT] else 0
     if all(arguments[place] % 16 == 0 for _, place, _ in outputs):
-        if len(_plans) >= MOST_KERNELS:
+        if len(_plans) >= MOST_REMEMBERED:
             _plans.clear()
         _plans[key] = _Plan(kernel, grid, threads, arguments, outputs, blocks)
 
@@ -389,7 +390,7 @@ def _run_again(plan: _Plan, call: Call) -> list[Any] | None:
             arguments[place] = address = library.address(array)
             if address % 16:
                 return None
-        if plan.blocks > 1:
+        if plan.blocks:
             counter_at = _room(plan.blocks, x, stream)
             arguments[SUMS_AT : SUMS_AT + 2] = counter_at + 8, counter_at
         compiler.run(plan.kernel, x.device, stream, plan.grid, plan.threads, arguments)
@@ -453,7 +454,7 @@ def _fill(call: Call, launch: _Launch, arrays: dict[str, DeviceArray], result: D
         return
     if mean and masked:
         kept, kept_memory = launch.empty((1,), np.float64)
-        launch.keep_if_recorded(kept)
+        _keep_if_recorded(kept, launch.stream)
         launch.launch("count", {"input": arrays["where"]}, kept_memory)
         launch.kept_at = kept_memory.address
     if result is not None:
@@ -473,13 +474,13 @@ def _fill_along_axes(
         # Of another shape than `x` in any case: some libraries would give one of its shape its order in memory too.
         shape = (1, *(1 if d in (call.axes or ()) else n for d, n in enumerate(x.shape)))
         counts, counts_memory = launch.empty(shape, np.float64)
-        launch.keep_if_recorded(counts)
+        _keep_if_recorded(counts, launch.stream)
         counts_at, shares_at, number = counts_memory.address, 0, 1.0
         counted = {"input": arrays["where"]}
         if derived:
             # Of each result, `grad_output` over its count: as on the CPU, all that its elements are multiplied by.
             shares, shares_memory = launch.empty(shape, np.float64)
-            launch.keep_if_recorded(shares)
+            _keep_if_recorded(shares, launch.stream)
             shares_at, number, call.grad_output_number = shares_memory.address, call.grad_output_number, 1.0
             if "grad_output" in arrays:
                 counted["grad_output"] = arrays["grad_output"]

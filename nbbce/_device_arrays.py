@@ -21,7 +21,7 @@ from numba.core import config
 from nbbce._arrays import bfloat16, device_types
 
 
-class Walk(NamedTuple):
+class Footprint(NamedTuple):
     """What a shape, strides in bytes and the size of an element say about an array."""
 
     size: int
@@ -37,18 +37,18 @@ class Walk(NamedTuple):
 
 
 @lru_cache(maxsize=1000)
-def _walk(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> Walk:
+def _footprint(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> Footprint:
     expected, contiguous = itemsize, True
     for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
         contiguous = contiguous and (extent == 1 or stride == expected)
         expected *= extent
     size = math.prod(shape)
     if size == 0:
-        return Walk(0, contiguous, 0, 0, True)
+        return Footprint(0, contiguous, 0, 0, True)
     ends = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
     low, high = sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
     in_step = not any(stride % itemsize for n, stride in zip(shape, strides, strict=True) if n > 1)
-    return Walk(size, contiguous, low, high + itemsize, in_step)
+    return Footprint(size, contiguous, low, high + itemsize, in_step)
 
 
 @lru_cache(maxsize=1000)
@@ -57,9 +57,12 @@ def _in_bytes(strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
 
 
 class DeviceArray:
-    """An array on a device, as a place in its memory; what asks for shapes and dtypes can take it for a NumPy array."""
+    """An array on a device, as a place in its memory; what asks for shapes and dtypes can take it for a NumPy array.
 
-    __slots__ = ("address", "device", "dtype", "library", "owner", "readonly", "shape", "strides", "walk")
+    `strides` are in bytes; `owner` is the array of the library, which keeps the memory.
+    """
+
+    __slots__ = ("address", "device", "dtype", "footprint", "library", "owner", "readonly", "shape", "strides")
 
     def __init__(
         self,
@@ -72,20 +75,19 @@ class DeviceArray:
         owner: Any,
         readonly: bool = False,
     ) -> None:
-        # `strides` are in bytes; `owner` is the array of the library, which keeps the memory.
         self.address, self.shape, self.strides, self.dtype = address, shape, strides, dtype
         self.device, self.library, self.owner, self.readonly = device, library, owner, readonly
-        self.walk = _walk(shape, strides, dtype.itemsize)
+        self.footprint = _footprint(shape, strides, dtype.itemsize)
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return self.walk.size
+        return self.footprint.size
 
     @property
     def is_c_contiguous(self) -> bool:
         """Whether its elements lie side by side, in order."""
-        return self.walk.is_c_contiguous
+        return self.footprint.is_c_contiguous
 
     @property
     def ndim(self) -> int:
@@ -131,11 +133,11 @@ class DeviceArray:
     @property
     def is_aligned(self) -> bool:
         """Whether each element starts at a multiple of its size: a device cannot read it otherwise."""
-        return self.walk.size == 0 or (self.walk.in_step and self.address % self.dtype.itemsize == 0)
+        return self.footprint.size == 0 or (self.footprint.in_step and self.address % self.dtype.itemsize == 0)
 
     def extent(self) -> tuple[int, int]:
         """The first address that it uses, and the one behind the last."""
-        return self.address + self.walk.low, self.address + self.walk.high
+        return self.address + self.footprint.low, self.address + self.footprint.high
 
 
 class Library:

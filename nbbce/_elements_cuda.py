@@ -110,6 +110,12 @@ class Spec(NamedTuple):
         )
 
     @property
+    def at_once(self) -> int:
+        """Accesses to each operand that a thread has under way at once, where results are of elements."""
+        # Of 16-bit numbers one access brings eight, which is enough.
+        return 2 if self.task == "each" and self.width <= 4 else 1
+
+    @property
     def exact(self) -> bool:
         """Whether a sum keeps what each addition loses."""
         return self.task == "sum" and (self.computed == "float64" or self.family == "focal_")
@@ -269,31 +275,22 @@ def inside_of(spec: Spec) -> Any:
 
 
 def doubt_of(spec: Spec) -> Any:
-    """A function (doubt, x, y) -> doubt, which is at most BITS_OF_ONE if all so far is sure to be in its domain.
+    """A function (doubt, x, y, mask) -> doubt, which is at most BITS_OF_ONE if all so far is sure to be in its domain.
 
     Of float32 it is the largest bits of all, one instruction an element; -0.0 raises it too, though it is within.
     """
-    if spec.computed == "float64":
-        inside = inside_of(spec)
-
-        @device
-        def doubt_of_float64(doubt, x, y):
-            return doubt if inside(x, y) else MOST_DOUBT
-
-        return doubt_of_float64
-    if spec.family:
-
-        @device
-        def doubt_of_label(doubt, x, y):
-            return max(doubt, bits_of_float32(y))
-
-        return doubt_of_label
+    masked, inside = masked_of(spec), inside_of(spec)
+    narrow, logits = spec.computed == "float32", bool(spec.family)
 
     @device
-    def doubt_of_both(doubt, x, y):
-        return max(max(doubt, bits_of_float32(x)), bits_of_float32(y))
+    def doubt_about(doubt, x, y, mask):
+        x, y, _ = masked(x, y, 1.0, mask)
+        if narrow:
+            doubt = max(doubt, bits_of_float32(y))
+            return doubt if logits else max(doubt, bits_of_float32(x))
+        return doubt if inside(x, y) else MOST_DOUBT
 
-    return doubt_of_both
+    return doubt_about
 
 
 def shares_of_label(spec: Spec) -> Any:
@@ -535,16 +532,16 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
 
 
 def element_of(spec: Spec) -> Any:
-    """A function -> doubt, and loss, gradient and hessian of an element, those that the spec wants, wherever it is."""
+    """A function -> loss, gradient and hessian of an element, those that the spec wants, in its domain or not."""
     zero = np.dtype(spec.computed).type(0.0)
-    doubt_about, masked, shares_of = doubt_of(spec), masked_of(spec), shares_of_label(spec)
+    masked, shares_of = masked_of(spec), shares_of_label(spec)
     losses, gradients, hessians = spec.loss is not None, spec.gradient is not None, spec.hessian is not None
     loss_of = _each_loss(spec) if losses else None
     gradient_of = _derivative(spec, "gradient") if gradients else None
     hessian_of = _derivative(spec, "hessian") if hessians else None
 
     @device
-    def element(doubt, x, y, w, p, g, mask, loss_scale, gradient_scale, numbers):
+    def element(x, y, w, p, g, mask, loss_scale, gradient_scale, numbers):
         _, _, factor = masked(x, y, g * w, mask)  # where nothing counts, g may be anything too
         x, y, w = masked(x, y, w, mask)
         a, b = shares_of(y, p, mask, numbers)
@@ -555,7 +552,7 @@ def element_of(spec: Spec) -> Any:
             gradient = gradient_of(x, y, a, b, factor, gradient_scale, numbers)
         if hessians:
             hessian = hessian_of(x, y, a, b, factor, gradient_scale, numbers)
-        return doubt_about(doubt, x, y), loss, gradient, hessian
+        return loss, gradient, hessian
 
     return element
 
@@ -598,8 +595,11 @@ def settle_of(spec: Spec) -> Any:
 
 
 def each_kernel(spec: Spec) -> Callable[..., None]:
-    """One result an element: each thread takes `width` neighbours, and those of the next threads of the grid."""
-    width, element, settle = spec.width, element_of(spec), settle_of(spec)
+    """One result an element: each thread takes `width` neighbours, as often as `at_once` says, a warp apart.
+
+    So it goes on by steps of the whole grid; what it has taken it then settles, if it is not sure of all.
+    """
+    width, element, doubt_about, settle = spec.width, element_of(spec), doubt_of(spec), settle_of(spec)
     one, some = Operands.of(spec, 1), Operands.of(spec, width)
     x1, y1, w1, p1, g1, m1, loss1, gradient1, hessian1 = one
     xs, ys, ws, ps, gs, ms, losses, gradients, hessians = some
@@ -608,7 +608,7 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
     def take_one(at, i, layout, loss_scale, gradient_scale, numbers):
         x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
         p, g, m = p1(at, i, layout)[0], g1(at, i, layout)[0], m1(at, i, layout)[0]
-        _, loss, gradient, hessian = element(NO_DOUBT, x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
+        loss, gradient, hessian = element(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
         loss1(at, i, layout, (loss,))
         gradient1(at, i, layout, (gradient,))
         hessian1(at, i, layout, (hessian,))
@@ -620,10 +620,10 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
 
             @device
             def single(doubt, x, y, w, p, g, m, loss_scale, gradient_scale, numbers):
-                doubt, loss, gradient, hessian = element(
-                    doubt, x[k], y[k], w[k], p[k], g[k], m[k], loss_scale, gradient_scale, numbers
+                loss, gradient, hessian = element(
+                    x[k], y[k], w[k], p[k], g[k], m[k], loss_scale, gradient_scale, numbers
                 )
-                return doubt, (loss,), (gradient,), (hessian,)
+                return doubt_about(doubt, x[k], y[k], m[k]), (loss,), (gradient,), (hessian,)
 
             return single
         first, second = neighbours_from(k, n // 2), neighbours_from(k + n // 2, n // 2)
@@ -660,9 +660,7 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
 
     counted = spec.where is not None
     read_count = loader("float64", "float64", 1)
-    # A thread takes two at a time, a warp apart: both are read before the first is computed, since a store might be to
-    # what is read after it.  Of 16-bit numbers one access brings eight, which is enough.
-    pairs, apart = 2 if width <= 4 else 1, WARP * width
+    at_once, apart = spec.at_once, WARP * width
 
     def each(
         x, y, w, p, g, m, loss, gradient, hessian, result, sums, counter, kept, size, loss_scale, gradient_scale,
@@ -674,10 +672,11 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
             gradient_scale = gradient_scale / read_count(kept, I64(0))[0]
         thread = I64(cuda.blockIdx.x) * I64(cuda.blockDim.x) + I64(cuda.threadIdx.x)
         threads = I64(cuda.gridDim.x) * I64(cuda.blockDim.x)
-        stop, step = I64(size // width * width), I64(pairs * threads * width)
-        begin = I64(pairs * (thread & I64(-WARP)) + (thread & I64(WARP - 1))) * I64(width)
+        stop, step = I64(size // width * width), I64(at_once * threads * width)
+        begin = I64(at_once * (thread & I64(-WARP)) + (thread & I64(WARP - 1))) * I64(width)
         i, doubt = begin, NO_DOUBT
-        while pairs == 2 and i + apart < stop:
+        while at_once == 2 and i + apart < stop:
+            # Both are read before the first is computed, since a store might be to what is read after it.
             here, there = read(at, i, layout), read(at, i + apart, layout)
             doubt = write(doubt, at, i, layout, here, loss_scale, gradient_scale, numbers)
             doubt = write(doubt, at, i + apart, layout, there, loss_scale, gradient_scale, numbers)
@@ -686,10 +685,10 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
             doubt = write(doubt, at, i, layout, read(at, i, layout), loss_scale, gradient_scale, numbers)
             i += step
         if doubt > BITS_OF_ONE:
-            for k in range(pairs):
-                for j in range(begin + k * apart, stop, step):
-                    for i in range(j, j + width):
-                        settle(at, I64(i), layout)
+            for first in range(begin, begin + at_once * apart, apart):
+                for near in range(first, stop, step):
+                    for k in range(near, near + width):
+                        settle(at, I64(k), layout)
         if width > 1:
             i = I64(stop + thread)
             if i < size:

@@ -277,7 +277,7 @@ if not SIMULATED:
 
     @formula
     def meet():
-        """Wait for the lanes of the warp; each then sees what the others wrote to shared memory."""
+        """Wait for the lanes of the warp; each then sees what the others wrote."""
         cuda.syncwarp(ALL_LANES)
 
 else:
@@ -323,12 +323,14 @@ else:
         size, read_as = KINDS[kind]
         to_16_bits: Any = {"half": cpu.half_of_float32, "bfloat": cpu.bfloat16_of_float32}.get(read_as)
         convert = np.dtype(kind).type if to_16_bits is None else lambda v: to_16_bits(np.float32(v))
+        make = np.dtype(computed).type
 
         def store(address: int, index: int, values: tuple[Any, ...]) -> None:
             start = int(address) + int(index) * size
             assert not aligned or start % min(16, size * width) == 0
             assert len(values) == width
-            _memory(start, kind, width)[:] = [convert(v) for v in values]
+            # The simulator's formulas give Python's floats, float64, for float32 too.
+            _memory(start, kind, width)[:] = [convert(make(v)) for v in values]
 
         return store
 
@@ -380,5 +382,5 @@ else:
         return any(_exchanged(bool(condition)))
 
     def meet() -> None:
-        """Wait for the lanes of the warp; each then sees what the others wrote to shared memory."""
+        """Wait for the lanes of the warp; each then sees what the others wrote."""
         _get_kernel_context().syncthreads()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from numba import cuda
@@ -18,7 +19,7 @@ def loaded(spec: Spec, device: int) -> Any:
     return cuda.jit(kernel(spec))
 
 
-def run(kernel: Any, device: int, stream: int, grid: int, threads: int, arguments: tuple[Any, ...]) -> None:
+def run(kernel: Any, device: int, stream: int, grid: int, threads: int, arguments: Sequence[Any]) -> None:
     """Run a kernel.  A thread block has one warp, since the simulator's barriers are all that stands for warps."""
     fixed = ADDRESSES + SIZES + NUMBERS
     kernel[min(grid, 3), WARP](*arguments[:fixed], tuple(arguments[fixed:]))

@@ -519,6 +519,29 @@ def test_without_a_driver_a_device_array_is_told_so_in_one_line_and_the_cpu_work
     )
 
 
+def test_threads_whose_first_device_arrays_come_at_once_are_all_told_the_same():
+    # The first imports for a second what sees device arrays; the others must wait until it has.
+    code = """
+import threading, time
+found = []
+threads = [
+    threading.Thread(target=lambda: found.append(told(lambda: nbbce.binary_cross_entropy(OnDevice(), OnDevice()))))
+    for _ in range(4)
+]
+for thread in threads:
+    thread.start()
+    time.sleep(0.02)
+for thread in threads:
+    thread.join()
+print(len(found), *set(found), sep="\\n")
+"""
+    assert printed(code) == [
+        "4",
+        "RuntimeError: binary_cross_entropy: 'input' is on a device, which needs a CUDA driver; "
+        "Numba found no usable one",
+    ]
+
+
 def test_arrays_on_the_host_import_nothing_of_a_device():
     code = """
 nbbce.binary_cross_entropy(x, y)

@@ -723,7 +723,9 @@ def test_graph_of_cupy_gives_the_bits_of_the_cpu_for_other_values(cupy, reductio
 
 
 # --------------------------------------------------------------------------------------------------------- threads
-def test_threads_on_streams_of_their_own_get_the_bits_of_the_cpu(library, rng):
+@pytest.mark.parametrize("named", [True, False])
+def test_threads_on_streams_of_their_own_get_the_bits_of_the_cpu(library, named, rng):
+    # A call that names no stream, where one is current, is one that is remembered.
     x, y = arrays_for(rng, PROBABILITIES[2], 300_001)
     a, b = library.place(x), library.place(y)
     library.synchronize()
@@ -732,12 +734,18 @@ def test_threads_on_streams_of_their_own_get_the_bits_of_the_cpu(library, rng):
 
     def work(_):
         stream = None if isinstance(library, Jax) else library.stream()
+        current = contextlib.nullcontext()
+        if not named:
+            stream, current = None, stream if isinstance(library, Cupy) else current
+            if isinstance(library, Torch):
+                current = library.module.cuda.stream(library.stream())
         at_once.wait(timeout=60)
-        for _ in range(100):
-            got = nbbce.binary_cross_entropy_value_and_grad(a, b, stream=stream)
-            library.synchronize()
-            for one, other in zip(got, expected, strict=True):
-                devices.assert_same_bits(library.fetch(one), np.asarray(other))
+        with current:
+            for _ in range(100):
+                got = nbbce.binary_cross_entropy_value_and_grad(a, b, stream=stream)
+                library.synchronize()
+                for one, other in zip(got, expected, strict=True):
+                    devices.assert_same_bits(library.fetch(one), np.asarray(other))
         return True
 
     with ThreadPoolExecutor(2) as pool:

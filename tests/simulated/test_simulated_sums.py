@@ -163,7 +163,7 @@ def test_sum_of_no_element_is_0_and_the_mean_nan(function, reduction):
 
 def test_room_for_sums_grows_and_larger_and_smaller_calls_have_the_bits_of_the_cpu(rng, monkeypatch):
     monkeypatch.setattr(_cuda, "_rooms", {})
-    for size, blocks in ((5000, 2), (9000, 3), (5000, 3), (300, 3)):
+    for size, blocks in ((5000, 2), (9000, 4), (5000, 4), (13000, 4), (300, 4)):
         x, y = devices.predictions(rng, size, "float32"), devices.labels(rng, size, "float32")
         agree(nbbce.binary_cross_entropy, x, y)
         ((_, _, room),) = _cuda._rooms.values()
@@ -216,7 +216,7 @@ def test_calls_with_anything_but_two_dense_arrays_are_not_remembered(rng, monkey
 
 def test_no_more_calls_than_a_limit_are_remembered(rng, monkeypatch):
     monkeypatch.setattr(_cuda, "_plans", {})
-    monkeypatch.setattr(_cuda, "MOST_KERNELS", 3)
+    monkeypatch.setattr(_cuda, "MOST_REMEMBERED", 3)
     for size in range(1, 9):
         agree(
             nbbce.binary_cross_entropy, devices.predictions(rng, size, "float32"), devices.labels(rng, size, "float32")
