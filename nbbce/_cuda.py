@@ -18,7 +18,7 @@ from nbbce._axes import SHORT, TILE, by_products, columns_of, depth_of_columns, 
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain
 from nbbce._device_arrays import DeviceArray, Library, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
-from nbbce._generated_cuda import BLOCK, PIECE
+from nbbce._generated_cuda import BLOCK, LEAST_SCALE, MOST_SCALE, PIECE
 
 compiler: Any = import_module("nbbce._simulate_cuda" if config.ENABLE_CUDASIM else "nbbce._compile_cuda")
 
@@ -443,11 +443,12 @@ def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
 def _fill(call: Call, launch: _Launch, arrays: dict[str, DeviceArray], result: DeviceArray | None) -> None:
     """Launch what fills the results of a call; `result` is that of a sum or mean."""
     mean, masked = call.reduction == "mean", call.where is not None
-    factor = call.weight_number
+    factor, derived = call.weight_number, call.wants_gradient or call.wants_hessian
     options: dict[str, Any] = {
         "shares": has_shares(call),
         "loss_scaled": factor != 1.0,
         "gradient_scaled": mean or factor * call.grad_output_number != 1.0,
+        "scale_fits": derived and LEAST_SCALE <= abs(gradient_scale(call)) <= MOST_SCALE,
     }
     if call.axes is not None:
         _fill_along_axes(call, launch, arrays, result, options)

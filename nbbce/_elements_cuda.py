@@ -67,6 +67,8 @@ class Spec(NamedTuple):
     shares: bool = False
     loss_scaled: bool = False
     gradient_scaled: bool = False
+    scale_fits: bool = False
+    """Whether float32 will do for the scale of derivatives, from LEAST_SCALE to MOST_SCALE."""
     dimensions: int = 0
     """Of the layout of strided operands; 0 if none is."""
     pairs: bool = True
@@ -119,6 +121,11 @@ class Spec(NamedTuple):
     def exact(self) -> bool:
         """Whether a sum keeps what each addition loses."""
         return self.task == "sum" and (self.computed == "float64" or self.family == "focal_")
+
+    @property
+    def weighs_derivatives(self) -> bool:
+        """Whether each derivative has a factor of its own."""
+        return self.weight is not None or self.grad_output is not None or self.where is not None
 
     @property
     def quick(self) -> bool:
@@ -429,8 +436,7 @@ def _each_loss(spec: Spec) -> Any:
 def _derivative(spec: Spec, what: str) -> Any:
     """The same for the 'gradient' or the 'hessian'."""
     T = np.dtype(spec.computed).type
-    weighted = spec.weight is not None or spec.grad_output is not None or spec.where is not None
-    scaled = spec.gradient_scaled
+    weighted, scaled = spec.weighs_derivatives, spec.gradient_scaled
     if spec.family:
         return _late(spec, what, weighted, scaled)
     clipped = getattr(spec, what) is not None and getattr(spec, what).kind == "float16"
@@ -438,7 +444,7 @@ def _derivative(spec: Spec, what: str) -> Any:
     formula = formulas.shares_gradient_float64 if spec.shares else getattr(formulas, f"gradient_{spec.computed}")
     shares = spec.shares
     if spec.computed == "float32" and not shares:
-        parts_of = parts_of_scale(weighted, scaled)
+        parts_of = parts_of_scale(spec)
 
         @device
         def whole(x, y, a, b, w, scale):
@@ -466,11 +472,12 @@ def _derivative(spec: Spec, what: str) -> Any:
     return gradient
 
 
-def parts_of_scale(weighted: bool, scaled: bool) -> Any:
+def parts_of_scale(spec: Spec) -> Any:
     """A function (w, scale) -> what formulas of float32 take for a scale, and what it leaves to do in float64."""
     parts, left_of = formulas.scale_parts_float64, formulas.scale_left_float64
     one, nothing = F32(1.0), F32(0.0)
-    if not (weighted or scaled):
+    weighted, fits = spec.weighs_derivatives, spec.scale_fits
+    if not (weighted or spec.gradient_scaled):
 
         @device
         def no_scale(w, scale):
@@ -482,6 +489,8 @@ def parts_of_scale(weighted: bool, scaled: bool) -> Any:
     def parts_of_scale(w, scale):
         factor = w * scale if weighted else scale
         near, inverse, rest = parts(factor)
+        if fits and not weighted:
+            return F32(near), F32(inverse), F32(rest), 1.0
         return F32(near), F32(inverse), F32(rest), left_of(factor)
 
     return parts_of_scale
@@ -510,7 +519,7 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
         return late_shares
     formula = getattr(formulas, f"logits_{what}_{spec.computed}")
     if (what, spec.computed) == ("gradient", "float32"):
-        parts_of = parts_of_scale(weighted, scaled)
+        parts_of = parts_of_scale(spec)
 
         @device
         def late_gradient(x, y, a, b, w, scale, numbers):

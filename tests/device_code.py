@@ -24,6 +24,7 @@ def specs() -> dict[str, Any]:
 
     f, d, h, b, u = at("float32"), at("float64"), at("float16"), at("bfloat16"), at("uint8")
     one, two = "float32", "float64"
+    mean = {"gradient_scaled": True, "scale_fits": True}
     strided = {"input": at(one, "strided"), "target": at("uint8", "strided"), "dimensions": 2}
     return {
         "each: loss, float32": Spec("each", "", one, f, f, loss=f),
@@ -35,6 +36,7 @@ def specs() -> dict[str, Any]:
         "each: loss, float32, misaligned": Spec("each", "", one, at(one, "dense"), f, loss=f),
         "each: loss, float32, strided": Spec("each", "", one, loss=f, **strided),
         "each: gradient, float32": Spec("each", "", one, f, f, gradient=f),
+        "each: gradient of a mean, float32": Spec("each", "", one, f, f, gradient=f, **mean),
         "each: gradient, float64": Spec("each", "", two, d, d, gradient=d),
         "each: loss and gradient, float32": Spec("each", "", one, f, f, loss=f, gradient=f),
         "each: loss of logits, float32": Spec("each", "logits_", one, f, f, loss=f),
@@ -52,10 +54,8 @@ def specs() -> dict[str, Any]:
         "sum: logits, float32": Spec("sum", "logits_", one, f, f, result=one),
         "sum: logits, float64": Spec("sum", "logits_", two, d, d, result=two),
         "sum: focal, float32": Spec("sum", "focal_", one, f, f, result=one),
-        "sum and gradient: float32": Spec("sum", "", one, f, f, gradient=f, gradient_scaled=True, result=one),
-        "sum and gradient: logits, float32": Spec(
-            "sum", "logits_", one, f, f, gradient=f, gradient_scaled=True, result=one
-        ),
+        "sum and gradient: float32": Spec("sum", "", one, f, f, gradient=f, result=one, **mean),
+        "sum and gradient: logits, float32": Spec("sum", "logits_", one, f, f, gradient=f, result=one, **mean),
         "rows: float32": Spec("rows", "", one, f, f, result=one, products=True),
         "rows: logits, float32": Spec("rows", "logits_", one, f, f, result=one, products=True),
         "rows: float64": Spec("rows", "", two, d, d, result=two),

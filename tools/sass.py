@@ -116,8 +116,11 @@ def main_kernels() -> dict[str, tuple[Any, int]]:
         found[f"mean, {kind}"] = Spec("sum", "", computed, memory, memory, result=kind), 2 * size
     memory = Memory("float32", "vector")
     for family, says in (("", ""), ("logits_", " of logits")):
-        found[f"gradient{says}, float32"] = Spec("each", family, "float32", memory, memory, gradient=memory), 12
-        both = Spec("sum", family, "float32", memory, memory, gradient=memory, result="float32", gradient_scaled=True)
+        gradient = Spec(
+            "each", family, "float32", memory, memory, gradient=memory, gradient_scaled=True, scale_fits=True
+        )
+        both = gradient._replace(task="sum", result="float32")
+        found[f"gradient{says}, float32"] = gradient, 12
         found[f"value and gradient{says}, float32"] = both, 12
     found["none of logits, float32"] = Spec("each", "logits_", "float32", memory, memory, loss=memory), 12
     found["mean of logits, float32"] = Spec("sum", "logits_", "float32", memory, memory, result="float32"), 8

@@ -106,6 +106,14 @@ def test_weight_of_any_kind_gives_the_bits_of_the_cpu(name, reduction, weight, r
         agree(devices.of_function(function)[0], *arrays(rng, function), reduction=reduction, **{name: weight})
 
 
+@pytest.mark.parametrize("weight", [2.0**60, 2.0**61, -(2.0**100), 2.0**-60, 2.0**-61, 2.0**-100, 0.0, np.inf])
+@pytest.mark.parametrize("function", WITH_GRADIENT)
+def test_scale_beyond_what_float32_will_do_for_gives_the_bits_of_the_cpu(function, weight, rng):
+    x, y = arrays(rng, function)
+    for reduction in ("mean", "none"):
+        agree(devices.of_function(function)[0], x, y, weight, reduction)
+
+
 @pytest.mark.parametrize("where", [True, "row", "column", "none", "all"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_mask_of_any_shape_gives_the_bits_of_the_cpu(where, reduction, rng):
