@@ -139,10 +139,7 @@ class _Launch:
         self.call, self.x, self.library, self.device = call, x, x.library, x.device
         own = x.library.stream(x.device)
         self.stream = own if call.stream is None else call.stream
-        operands: tuple[Any, ...] = (x, call.target)
-        if not call.is_plain:
-            others = (call.weight, call.pos_weight, call.grad_output, call.where)
-            operands += tuple(array for array in others if array is not None)
+        operands = tuple(array for array in _operands(call) if array is not None)
         exchanged = any([array.library.exchanges for array in operands])
         if exchanged and self.stream not in (0, 1):
             compiler.let_wait(self.stream, 1, self.device)  # what is exchanged is ordered before the default stream
@@ -348,16 +345,40 @@ def run(call: Call) -> tuple[Any, Any]:
     return (gradient, hessian) if call.wants_hessian else (value, gradient)
 
 
+def _operands(call: Call) -> tuple[Any, ...]:
+    """Arrays that are read, in the order of their addresses; those that a call does not have are None."""
+    both = (call.input, call.target)
+    return both if call.is_plain else (*both, call.weight, call.pos_weight, call.grad_output, call.where)
+
+
+def _outs(call: Call) -> tuple[Any, ...]:
+    """The caller's own arrays for the results."""
+    return call.value_out, call.gradient_out, call.hessian_out
+
+
 def _key_of(call: Call) -> tuple[Any, ...] | None:
-    """What decides how two dense arrays and nothing else are computed with, but for addresses; None for other calls."""
-    x, y = cast(Any, call.input), cast(Any, call.target)
-    if not call.is_plain or call.validate or call.stream is not None or x.library.exchanges or y.library.exchanges:
+    """What decides all of a launch but addresses; None for calls that take several, a wait, or numbers of their own."""
+    x = cast(Any, call.input)
+    if call.validate or call.stream is not None or call.axes is not None or x.size == 0:
         return None
-    if x.size == 0 or not (x.is_c_contiguous and y.is_c_contiguous):
-        return None
+    arrays = _operands(call)
+    if not call.is_plain:
+        numbers = call.weight_number == call.pos_weight_number == call.grad_output_number == 1.0
+        if not numbers or call.label_smoothing != 0.0 or call.family == "focal_":
+            return None
+        if call.where is not None and call.reduction == "mean":
+            return None
+        arrays += _outs(call)
     wants = (call.wants_value, call.wants_gradient, call.wants_hessian)
-    aligned = (x.address & 15, y.address & 15)
-    return (call.family, wants, call.reduction, x.library.name, x.device, x.shape, x.dtype, y.dtype, aligned)
+    made = [call.family, wants, call.reduction, call.dtype, call.result_shape, x.library.name, x.device, x.shape]
+    for array in arrays:
+        if array is None:
+            made.append(None)
+        elif array.library.exchanges:
+            return None
+        else:
+            made += (array.dtype, array.strides, array.address & 15)
+    return tuple(made)
 
 
 def _remember(key: tuple[Any, ...], call: Call, launch: _Launch, results: tuple[Any, ...]) -> None:
@@ -371,24 +392,29 @@ def _remember(key: tuple[Any, ...], call: Call, launch: _Launch, results: tuple[
         if array is not None
     )
     blocks = -(-call.input.size // BLOCK) if arguments[SUMS_AT] else 0
-    if all(arguments[place] % 16 == 0 for _, place, _ in outputs):
-        if len(_plans) >= MOST_REMEMBERED:
-            _plans.clear()
-        _plans[key] = _Plan(kernel, grid, threads, arguments, outputs, blocks)
+    if len(_plans) >= MOST_REMEMBERED:
+        _plans.clear()
+    _plans[key] = _Plan(kernel, grid, threads, arguments, outputs, blocks)
 
 
 def _run_again(plan: _Plan, call: Call) -> list[Any] | None:
     """Results of a call like one before; None if new arrays do not lie as those did."""
-    x, y = cast(Any, call.input), cast(Any, call.target)
+    x = cast(Any, call.input)
     library: Library = x.library
-    arguments, results = [*plan.arguments], [None, None, None]
-    arguments[0], arguments[1] = x.address, y.address
+    outs, arguments, results = _outs(call), [*plan.arguments], [None, None, None]
+    for place, array in enumerate(_operands(call)):
+        if array is not None:
+            arguments[place] = array.address
     with compiler.on_device(x.device):
         stream = library.stream(x.device)
         for k, place, shape in plan.outputs:
+            own = outs[k]
+            if own is not None:
+                results[k], arguments[place] = own.owner, own.address
+                continue
             results[k] = array = library.empty(shape, call.dtype, x, stream)
             arguments[place] = address = library.address(array)
-            if address % 16:
+            if address % 16 != plan.arguments[place] % 16:
                 return None
         if plan.blocks:
             counter_at = _room(plan.blocks, x, stream)
@@ -400,26 +426,14 @@ def _run_again(plan: _Plan, call: Call) -> list[Any] | None:
 def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
     x: Any = call.input
     summing = call.wants_value and call.reduction != "none"
-    arrays: dict[str, Any] = {"input": x, "target": call.target}
-    if not call.is_plain:
-        derived = call.wants_gradient or call.wants_hessian
-        others = {
-            "weight": call.weight,
-            "pos_weight": call.pos_weight,
-            "grad_output": call.grad_output if derived else None,
-            "where": call.where,
-        }
-        arrays |= {name: array for name, array in others.items() if array is not None}
+    arrays = {name: array for name, array in zip(OPERANDS, _operands(call), strict=False) if array is not None}
     if call.validate and x.size:
         _check(call, launch, {name: arrays[name] for name in ("input", "target", "where") if name in arrays})
     results: dict[str, Any] = {}
-    for name, wants, own in (
-        ("loss", call.wants_value and not summing, call.value_out),
-        ("gradient", call.wants_gradient, call.gradient_out),
-        ("hessian", call.wants_hessian, call.hessian_out),
-    ):
+    wanted = (call.wants_value and not summing, call.wants_gradient, call.wants_hessian)
+    for name, wants, own in zip(OPERANDS[6:], wanted, _outs(call), strict=True):
         if wants and own is not None:
-            results[name], arrays[name] = own.owner, own  # type: ignore[attr-defined]
+            results[name], arrays[name] = own.owner, own
         elif wants:
             results[name], arrays[name] = launch.empty(x.shape, call.dtype)
     value = results.get("loss")

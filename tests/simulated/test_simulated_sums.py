@@ -203,14 +203,65 @@ def test_calls_alike_launch_alike_with_arrays_of_their_own(function, reduction, 
         assert len(_cuda._plans) == 4
 
 
-def test_calls_with_anything_but_two_dense_arrays_are_not_remembered(rng, monkeypatch):
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("weight",),
+        ("pos_weight",),
+        ("where",),
+        ("grad_output",),
+        ("dtype",),
+        ("weight", "where", "grad_output", "dtype"),
+    ],
+    ids="+".join,
+)
+def test_calls_alike_with_arrays_for_options_launch_alike(names, reduction, rng, monkeypatch):
+    monkeypatch.setattr(_cuda, "_plans", {})
+    for function in (PROBABILITIES[2], LOGITS[2]):
+        function, logits = devices.of_function(function)
+        for _ in range(3):
+            x = aligned(devices.predictions(rng, (5, 8), "float32", logits))
+            options = {
+                "weight": aligned(rng.random(8)),
+                "pos_weight": aligned(rng.random((5, 1), "float32")),
+                "where": aligned(rng.random((5, 8)) < 0.5),
+                "grad_output": aligned(rng.random((5, 8))) if reduction == "none" else np.array(rng.random()),
+                "dtype": "float64",
+            }
+            agree(
+                function,
+                x,
+                aligned(devices.labels(rng, (5, 8), "float32")),
+                reduction=reduction,
+                **{name: options[name] for name in names},
+            )
+    # A masked mean counts first.
+    assert len(_cuda._plans) == (0 if "where" in names and reduction == "mean" else 2)
+
+
+def test_calls_alike_with_outs_or_strides_launch_alike(rng, monkeypatch):
+    monkeypatch.setattr(_cuda, "_plans", {})
+    for _ in range(3):
+        x = aligned(devices.predictions(rng, (6, 8), "float32"))
+        y = aligned(devices.labels(rng, (6, 8), "float32"))
+        agree(nbbce.binary_cross_entropy_value_and_grad, x[:, ::2], y[:, ::2])
+        agree(nbbce.binary_cross_entropy_value_and_grad, x.T, y.T, reduction="none")
+        out = place(aligned(np.zeros((6, 8), np.float32)))
+        assert nbbce.binary_cross_entropy(place(x), place(y), reduction="none", out=out) is out
+        devices.assert_same_bits(out.copy_to_host(), nbbce.binary_cross_entropy(x, y, reduction="none"))
+        assert len(_cuda._plans) == 3
+
+
+def test_calls_with_numbers_axes_or_a_wait_are_not_remembered(rng, monkeypatch):
     monkeypatch.setattr(_cuda, "_plans", {})
     x, y = devices.predictions(rng, (6, 8), "float32"), devices.labels(rng, (6, 8), "float32")
-    for options in ({"weight": 2.0}, {"where": y > 0.5}, {"axis": 0}, {"dtype": "float64"}):
+    for options in ({"weight": 2.0}, {"pos_weight": 2.0}, {"label_smoothing": 0.1}, {"where": y > 0.5}, {"axis": 0}):
         agree(nbbce.binary_cross_entropy, x, y, **options)
-    agree(nbbce.binary_cross_entropy, x[:, ::2], y[:, ::2])
-    agree(nbbce.binary_cross_entropy, x.T, y.T)
+    agree(nbbce.binary_cross_entropy_grad, x, y, grad_output=2.0)
+    agree(nbbce.sigmoid_focal_loss, x, y)
     nbbce.binary_cross_entropy(place(x), place(y), validate=True)
+    nbbce.binary_cross_entropy(place(x), place(y), stream=0)
     assert _cuda._plans == {}
 
 
