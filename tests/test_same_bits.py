@@ -20,6 +20,7 @@ import pytest
 
 from nbbce import __file__ as package
 from nbbce import (
+    _call,
     _cpu,
     binary_cross_entropy,
     binary_cross_entropy_grad,
@@ -330,3 +331,36 @@ def test_weight_of_another_sign_of_zero_is_another_weight(axis):
 
 if __name__ == "__main__":
     print(json.dumps({**every_answer(sys.argv[1:] == ["small"]), "threads": numba.get_num_threads()}))
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "read-only", "memmap", "swapped", "bfloat16", "bool", "every second", "backwards"]
+)
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (6, 1), (1, 1)], ids=str)
+def test_weight_that_is_broadcast_again_gives_the_bits_of_one_of_the_whole_shape(shape, kind, tmp_path):
+    x, y, _ = (a.reshape(6, 8) for a in three(48, "float32"))
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        w = np.asarray(rng.integers(0, 2**10, shape) / 2**10)
+        if kind == "memmap":
+            mapped = np.memmap(tmp_path / "w", w.dtype, "w+", shape=shape)
+            mapped[...] = w
+            w = mapped
+        elif kind in ("every second", "backwards"):
+            w = np.repeat(w, 2, axis=-1)[..., ::2] if kind == "every second" else w[..., ::-1]
+        elif kind in ("swapped", "bfloat16", "bool"):
+            w = w.astype({"swapped": ">f8", "bool": "?"}.get(kind, kind))
+        w.flags.writeable = w.flags.writeable and kind != "read-only"
+        whole = np.broadcast_to(w, x.shape).copy()
+        for reduction in ("mean", "none"):
+            expected = binary_cross_entropy(x, y, whole, reduction)
+            assert np.array_equal(binary_cross_entropy(x, y, w, reduction), expected)
+
+
+def test_what_is_remembered_of_broadcasts_has_a_limit(monkeypatch):
+    monkeypatch.setattr(_call, "MOST_BROADCASTS", 2)
+    monkeypatch.setattr(_call, "_broadcast_strides", {})
+    for rows in range(2, 7):
+        x = np.full((rows, 3), 0.5)
+        assert binary_cross_entropy(x, x, np.array([1.0, 2.0, 3.0])) == 2 * binary_cross_entropy(x, x)
+        assert len(_call._broadcast_strides) <= 2
