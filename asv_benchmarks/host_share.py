@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import timeit
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     pretend()
+    warnings.simplefilter("ignore", RuntimeWarning)  # of integers that wrap, as they are to, where they are simulated
     print("| call | us |\n| --- | ---: |")
     launch = _simulate_cuda.run
     for name, call in calls(arguments.size).items():
