@@ -324,7 +324,7 @@ def _sum_of_losses(spec: Spec) -> Any:
 def _sum_of_logs_of_products(spec: Spec) -> Any:
     """The same for float32 logits, by a product of 1+e (see logits_product_sum_float32); NaN if it is refused."""
     parts_of, doubt_about = parts_of_scale(spec), doubt_of(spec)
-    # Gradients of one scale are made of the same exponentials: 94 instructions an element, not 114.
+    # Gradients of one scale are made of the same exponentials: 84 instructions an element, not 114.
     one_scale = spec.scale_fits and not spec.weighs_derivatives
     alone = one_scale and spec.gradient is not None and spec.hessian is None and not spec.shares
 
