@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ Array = NDArray[Any]
 
 # What the kernels read and write, by the name that the generated loops use.  A bool is a byte of 0 or 1.
 _NAMES = "float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
-DEVICE_KINDS = frozenset(_NAMES) - {"bool"}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+DEVICE_KINDS = frozenset(_NAMES) - {"bool"}  # what a device reads, as `kind_of` says it
 # DLPack's numbers for the memory of a CUDA device, and for managed memory.
 CUDA_DEVICE_TYPES = (2, 13)
 # Types of device arrays met so far, and whether an array of it is on a device: asking an array takes up to 5 us.
@@ -89,6 +90,15 @@ def bfloat16() -> np.dtype[Any]:
 def is_float(kind: str | None) -> bool:
     """Whether `kind` is one that a loss is computed of, in native byte order or not."""
     return kind is not None and kind.removesuffix("_swapped") in FLOATS
+
+
+@lru_cache(maxsize=1000)
+def broadcast_strides(shape: tuple[int, ...], strides: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of an array seen in another shape, as `numpy.broadcast_to` means it; a ValueError if it does not fit."""
+    if np.broadcast_shapes(shape, wanted) != wanted:
+        raise ValueError
+    repeated = [0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True)]
+    return (*(0,) * (len(wanted) - len(shape)), *repeated)
 
 
 def layout(

@@ -34,6 +34,7 @@ from nbbce._elements_cuda import (
     element_of,
     exp_in_parts,
     masked_of,
+    one_of,
     parts_of_scale,
     settle_of,
     shares_of_label,
@@ -163,9 +164,9 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
     width = spec.width
     element, doubt_about, settle = element_of(spec), doubt_of(spec), settle_of(spec)
     masked, shares_of = masked_of(spec), shares_of_label(spec)
-    x1, y1, w1, p1, g1, m1, _, gradient1, hessian1 = Operands.of(spec, 1)
+    x1, y1, w1, p1, _, m1, *_ = Operands.of(spec, 1)
     xs, ys, ws, ps, gs, ms, _, gradients, hessians = Operands.of(spec, width)
-    derived = spec.gradient is not None or spec.hessian is not None
+    derive, derived = one_of(spec), spec.derived
 
     @device
     def take(lane, doubt, x, y, w, p, mask, numbers):
@@ -175,19 +176,13 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
         return step(lane, x, y, w, a, b, numbers), doubt
 
     @device
-    def derive_one(i, at, layout, scale, numbers):
-        x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
-        p, g, mask = p1(at, i, layout)[0], g1(at, i, layout)[0], m1(at, i, layout)[0]
-        _, gradient, hessian = element(x, y, w, p, g, mask, 1.0, scale, numbers)
-        gradient1(at, i, layout, (gradient,))
-        hessian1(at, i, layout, (hessian,))
-
-    @device
     def take_one(lane, doubt, i, at, layout, writing, scale, numbers):
-        if derived and writing:
-            derive_one(i, at, layout, scale, numbers)
+        # Read before anything is written, since that might be to what is read: a read serves both then.
         x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
-        return take(lane, doubt, x, y, w, p1(at, i, layout)[0], m1(at, i, layout)[0], numbers)
+        p, mask = p1(at, i, layout)[0], m1(at, i, layout)[0]
+        if derived and writing:
+            derive(at, i, layout, 1.0, scale, numbers)
+        return take(lane, doubt, x, y, w, p, mask, numbers)
 
     @device
     def take_if(condition, lane, doubt, i, at, layout, writing, scale, numbers):
@@ -275,7 +270,7 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
             meet()  # what other lanes wrote is written
             for k in range(begin + thread, stop, I64(WARP)):
                 if step_and_derive is not None:
-                    derive_one(I64(k), at, layout, scale, numbers)
+                    derive(at, I64(k), layout, 1.0, scale, numbers)
                 ok = settle(at, I64(k), layout) & ok
         return (l0, l1, l2, l3, l4, l5, l6, l7), ok
 
@@ -394,9 +389,8 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
 
     Lane j of the products is that of thread j; float64 has 64, of which thread j has j and j + 32 too.
     """
-    element, masked = element_of(spec), masked_of(spec)
-    x1, y1, w1, p1, g1, m1, _, gradient1, hessian1 = Operands.of(spec, 1)
-    derived = spec.gradient is not None or spec.hessian is not None
+    masked, derive, derived = masked_of(spec), one_of(spec), spec.derived
+    x1, y1, _, _, _, m1, *_ = Operands.of(spec, 1)
     wide = spec.computed == "float64"
     zero, one = np.dtype(spec.computed).type(0.0), np.dtype(spec.computed).type(1.0)
     bits_of, U = (bits_of_float64, U64) if wide else (bits_of_float32, U32)
@@ -411,10 +405,7 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
         correction, largest, soft = checks
         x, y, mask = x1(at, i, layout)[0], y1(at, i, layout)[0], m1(at, i, layout)[0]
         if derived:
-            g, p, w = g1(at, i, layout)[0], p1(at, i, layout)[0], w1(at, i, layout)[0]
-            _, gradient, hessian = element(x, y, w, p, g, mask, 1.0, scale, numbers)
-            gradient1(at, i, layout, (gradient,))
-            hessian1(at, i, layout, (hessian,))
+            derive(at, i, layout, 1.0, scale, numbers)
         x, y, _ = masked(x, y, 1.0, mask)
         largest = max(largest, bits_of(x))
         c = one - y
@@ -521,7 +512,7 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
 def sum_kernel(spec: Spec) -> Callable[..., None]:
     """A sum or a mean, with derivatives if they are wanted, in one launch: the last thread block finishes it."""
     logs, factors = spec.by_products and bool(spec.family), spec.by_products and not spec.family
-    derived = spec.gradient is not None or spec.hessian is not None
+    derived = spec.derived
     sum_of_logs = _sum_of_logs_of_products(spec) if logs else None
     sum_of_factors = _sum_of_hard_labels(spec) if factors else None
     # The former writes the derivatives of every block, so that what adds up the losses of those it refuses need not.

@@ -50,7 +50,7 @@ from nbbce._blocks_cpu import (
     turn,
     walk,
 )
-from nbbce._call import Call, gradient_scale, has_shares, out_of_domain
+from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
 
 # Above this many elements the parallel loop is the faster of the two: on two threads the serial one was at 16384 (10.6
 # against 11.0 us for soft labels), the parallel one at 32768 (18.0 against 14.8; losses of each: 12.7 against 12.2).
@@ -280,14 +280,6 @@ _laid_out_vectors: dict[tuple[Any, ...], Array] = {}
 _axes_plans: dict[tuple[Any, ...], _Plan] = {}
 
 
-def _remember(known: dict[tuple[Any, ...], Any], key: tuple[Any, ...], made: Any) -> Any:
-    """Keep what was made for a key; returns it."""
-    if len(known) >= MOST_VECTORS:
-        known.clear()
-    known[key] = made
-    return made
-
-
 def _layout_key(call: Call, arrays: tuple[Array | None, ...], shares: bool, *more: Any) -> tuple[Any, ...]:
     """What a vector of these arrays depends on."""
     return (
@@ -362,7 +354,7 @@ def _pass(
         if vector is None:
             flat = (x, y, None, None, None, None, loss, gradient, hessian)
             made = _filled(_vector(call, flat, True, summing, check, shares), call)
-            vector = _remember(_flat_vectors, key, made)
+            vector = remember(_flat_vectors, key, made, MOST_VECTORS)
         ids = (
             id(x),
             id(y),
@@ -377,7 +369,9 @@ def _pass(
         key = _layout_key(call, arrays, shares, summing, check)
         vector = _laid_out_vectors.get(key)
         if vector is None:
-            vector = _remember(_laid_out_vectors, key, _vector_in_order(call, arrays, summing, check, shares))
+            vector = remember(
+                _laid_out_vectors, key, _vector_in_order(call, arrays, summing, check, shares), MOST_VECTORS
+            )
         vector = _filled(vector, call, arrays)
         ids = (0, 0, 0, 0, 0, 0)
     scale = 1.0 if gradient is None and hessian is None else gradient_scale(call)
@@ -454,7 +448,7 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
     key = _layout_key(call, arrays, shares, call.axes, dtype)
     plan = _axes_plans.get(key)
     if plan is None:
-        plan = _remember(_axes_plans, key, _plan_of_axes(call, arrays, shares, dtype))
+        plan = remember(_axes_plans, key, _plan_of_axes(call, arrays, shares, dtype), MOST_VECTORS)
     vector = _filled(plan.vector, call, arrays)
     vector[RESULT] = _address(results)
     scales = (call.weight_number, 1.0 if gradient is None else gradient_scale(call))
@@ -491,7 +485,9 @@ def _plain_sum(call: Call) -> tuple[float, int]:
     vector = _plain_vectors.get(key)
     if vector is None:
         flat = (x, y, None, None, None, None, None, None, None)
-        vector = _remember(_plain_vectors, key, _filled(_vector(call, flat, True, True, False, False), call))
+        vector = remember(
+            _plain_vectors, key, _filled(_vector(call, flat, True, True, False, False), call), MOST_VECTORS
+        )
     return run_serial(vector, id(x), id(y), 0, 0, 0, x.size, 1.0, 1.0, 1)  # type: ignore[no-any-return]
 
 

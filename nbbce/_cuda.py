@@ -15,7 +15,7 @@ from numba.core import config
 
 from nbbce._arrays import kind_of, layout
 from nbbce._axes import SHORT, TILE, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
-from nbbce._call import Call, gradient_scale, has_shares, out_of_domain
+from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
 from nbbce._device_arrays import DeviceArray, Library, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
 from nbbce._generated_cuda import BLOCK, LEAST_SCALE, MOST_SCALE, PIECE
@@ -193,9 +193,7 @@ class _Launch:
             kernel = compiler.loaded(spec, self.device)
             in_step = task in ("sum", "count", "rows", "columns")
             resident = compiler.resident(kernel, THREADS) if in_step else EACH_GRID
-            if len(_kernels) >= MOST_REMEMBERED:
-                _kernels.clear()
-            known = _kernels[key] = (kernel, spec.at_once * spec.width, resident, strides)
+            known = remember(_kernels, key, (kernel, spec.at_once * spec.width, resident, strides), MOST_REMEMBERED)
         return known
 
     def _run(
@@ -338,7 +336,7 @@ def run(call: Call) -> tuple[Any, Any]:
             if launch.keeps:
                 compiler.keep_until_done(launch.device, launch.stream, launch.keeps)
             if key is not None:
-                _remember(key, call, launch, results)
+                remember(_plans, key, _plan_of(call, launch, results), MOST_REMEMBERED)
             finished, stream = launch.library.finished, launch.stream
             results = [None if array is None else finished(array, stream) for array in results]
     value, gradient, hessian = results
@@ -381,8 +379,8 @@ def _key_of(call: Call) -> tuple[Any, ...] | None:
     return tuple(made)
 
 
-def _remember(key: tuple[Any, ...], call: Call, launch: _Launch, results: tuple[Any, ...]) -> None:
-    """Keep what was launched, for calls that are alike."""
+def _plan_of(call: Call, launch: _Launch, results: tuple[Any, ...]) -> _Plan:
+    """What was launched, for calls that are alike."""
     ((kernel, grid, threads, arguments),) = launch.launched
     places = ["result" if call.reduction != "none" else "loss", "gradient", "hessian"]
     addresses = [*OPERANDS, "result"]
@@ -392,9 +390,7 @@ def _remember(key: tuple[Any, ...], call: Call, launch: _Launch, results: tuple[
         if array is not None
     )
     blocks = -(-call.input.size // BLOCK) if arguments[SUMS_AT] else 0
-    if len(_plans) >= MOST_REMEMBERED:
-        _plans.clear()
-    _plans[key] = _Plan(kernel, grid, threads, arguments, outputs, blocks)
+    return _Plan(kernel, grid, threads, arguments, outputs, blocks)
 
 
 def _run_again(plan: _Plan, call: Call) -> list[Any] | None:

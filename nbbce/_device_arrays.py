@@ -18,7 +18,7 @@ import numpy as np
 from numba import cuda
 from numba.core import config
 
-from nbbce._arrays import bfloat16, device_types
+from nbbce._arrays import bfloat16, broadcast_strides, device_types
 
 
 class Footprint(NamedTuple):
@@ -105,13 +105,9 @@ class DeviceArray:
 
     def broadcast_to(self, shape: tuple[int, ...]) -> DeviceArray:
         """The same memory seen in another shape, as `numpy.broadcast_to` means it; a ValueError if it does not fit."""
-        if np.broadcast_shapes(self.shape, shape) != shape:
-            raise ValueError
-        strides = [0] * (len(shape) - self.ndim) + [
-            0 if n == 1 else stride for n, stride in zip(self.shape, self.strides, strict=True)
-        ]
+        strides = broadcast_strides(self.shape, self.strides, shape)
         return DeviceArray(
-            self.address, shape, tuple(strides), self.dtype, self.device, self.library, self.owner, self.readonly
+            self.address, shape, strides, self.dtype, self.device, self.library, self.owner, self.readonly
         )
 
     def transpose(self, axes: Iterable[int]) -> DeviceArray:

@@ -123,6 +123,11 @@ class Spec(NamedTuple):
         return self.task == "sum" and (self.computed == "float64" or self.family == "focal_")
 
     @property
+    def derived(self) -> bool:
+        """Whether derivatives are wanted."""
+        return self.gradient is not None or self.hessian is not None
+
+    @property
     def weighs_derivatives(self) -> bool:
         """Whether each derivative has a factor of its own."""
         return self.weight is not None or self.grad_output is not None or self.where is not None
@@ -585,6 +590,23 @@ class Operands(NamedTuple):
         return cls(*(make_one(spec, name, width) for make_one, name in zip(make, OPERANDS, strict=True)))
 
 
+def one_of(spec: Spec) -> Any:
+    """A function (addresses, index, layout, loss_scale, gradient_scale, numbers) that fills an element's results."""
+    x1, y1, w1, p1, g1, m1, loss1, gradient1, hessian1 = Operands.of(spec, 1)
+    element = element_of(spec)
+
+    @device
+    def one(at, i, layout, loss_scale, gradient_scale, numbers):
+        x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
+        p, g, m = p1(at, i, layout)[0], g1(at, i, layout)[0], m1(at, i, layout)[0]
+        loss, gradient, hessian = element(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
+        loss1(at, i, layout, (loss,))
+        gradient1(at, i, layout, (gradient,))
+        hessian1(at, i, layout, (hessian,))
+
+    return one
+
+
 def settle_of(spec: Spec) -> Any:
     """A function (addresses, index, layout) -> whether an element is in its domain; if not, its results become NaN."""
     x1, y1, _, _, _, m1, loss1, gradient1, hessian1 = Operands.of(spec, 1)
@@ -609,19 +631,8 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
     So it goes on by steps of the whole grid; what it has taken it then settles, if it is not sure of all.
     """
     width, element, doubt_about, settle = spec.width, element_of(spec), doubt_of(spec), settle_of(spec)
-    one, some = Operands.of(spec, 1), Operands.of(spec, width)
-    x1, y1, w1, p1, g1, m1, loss1, gradient1, hessian1 = one
-    xs, ys, ws, ps, gs, ms, losses, gradients, hessians = some
-
-    @device
-    def take_one(at, i, layout, loss_scale, gradient_scale, numbers):
-        x, y, w = x1(at, i, layout)[0], y1(at, i, layout)[0], w1(at, i, layout)[0]
-        p, g, m = p1(at, i, layout)[0], g1(at, i, layout)[0], m1(at, i, layout)[0]
-        loss, gradient, hessian = element(x, y, w, p, g, m, loss_scale, gradient_scale, numbers)
-        loss1(at, i, layout, (loss,))
-        gradient1(at, i, layout, (gradient,))
-        hessian1(at, i, layout, (hessian,))
-        settle(at, i, layout)
+    one = one_of(spec)
+    xs, ys, ws, ps, gs, ms, losses, gradients, hessians = Operands.of(spec, width)
 
     # NVVM does not unroll a loop with so large a body, so the neighbours are written out, by halves.
     def neighbours_from(k: int, n: int) -> Any:
@@ -701,7 +712,8 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
         if width > 1:
             i = I64(stop + thread)
             if i < size:
-                take_one(at, i, layout, loss_scale, gradient_scale, numbers)
+                one(at, i, layout, loss_scale, gradient_scale, numbers)
+                settle(at, i, layout)
 
     return each
 

@@ -135,7 +135,7 @@ def reading_loops(spec: Any, capability: tuple[int, int] = (9, 0)) -> list[tuple
     sass = sass_of(code_of(ptx_of(spec, capability), capability), "-c")
     # Two accesses of neighbours at a time, or a row of eight lanes; other loops are for what is left, or look for what
     # is out of its domain.
-    full = 2 * spec.width if spec.task == "each" and spec.width <= 4 else 8
+    full = spec.at_once * spec.width if spec.task == "each" else 8
     computing = [loop for loop in loops_of(sass) if loop.count("FFMA|DFMA|DMUL")]
     loops = [loop for loop in computing if elements_of(loop, size) == full and loop.count("LDG") <= 16]
     return [(loop, elements_of(loop, size)) for loop in loops[: 2 if spec.by_products else 1]]
