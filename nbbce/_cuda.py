@@ -96,10 +96,10 @@ def _dense(array: DeviceArray) -> Memory:
 
 
 def _in_order_of_memory(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray]:
-    """The arrays with their axes in the order of memory: for results that do not care in what order they come."""
-    x = next(iter(arrays.values()))
-    axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
-    if axes == list(range(x.ndim)):
+    """The arrays with their axes in the order of a result's memory: neighbouring threads write to neighbours."""
+    result = next(reversed(arrays.values()))  # an input may be broadcast, and has no order then
+    axes = sorted(range(result.ndim), key=lambda axis: -abs(result.strides[axis]))
+    if axes == list(range(result.ndim)):
         return arrays
     return {name: array.transpose(axes) for name, array in arrays.items()}
 
@@ -457,7 +457,8 @@ def _fill(call: Call, launch: _Launch, arrays: dict[str, DeviceArray], result: D
     options: dict[str, Any] = {
         "shares": has_shares(call),
         "loss_scaled": factor != 1.0,
-        "gradient_scaled": mean or factor * call.grad_output_number != 1.0,
+        # Only where there is a derivative, so that one kernel serves a sum and a mean.
+        "gradient_scaled": derived and (mean or factor * call.grad_output_number != 1.0),
         "scale_fits": derived and LEAST_SCALE <= abs(gradient_scale(call)) <= MOST_SCALE,
     }
     if call.axes is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import hashlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ def specs() -> dict[str, Any]:
 
     f, d, h, b, u = at("float32"), at("float64"), at("float16"), at("bfloat16"), at("uint8")
     one, two = "float32", "float64"
-    mean = {"gradient_scaled": True, "scale_fits": True}
+    unscaled, mean = {"scale_fits": True}, {"gradient_scaled": True, "scale_fits": True}
     strided = {"input": at(one, "strided"), "target": at("uint8", "strided"), "dimensions": 2}
     return {
         "each: loss, float32": Spec("each", "", one, f, f, loss=f),
@@ -35,13 +37,15 @@ def specs() -> dict[str, Any]:
         "each: loss, float32, weight": Spec("each", "", one, f, f, weight=f, loss=f),
         "each: loss, float32, misaligned": Spec("each", "", one, at(one, "dense"), f, loss=f),
         "each: loss, float32, strided": Spec("each", "", one, loss=f, **strided),
-        "each: gradient, float32": Spec("each", "", one, f, f, gradient=f),
+        "each: gradient, float32": Spec("each", "", one, f, f, gradient=f, **unscaled),
         "each: gradient of a mean, float32": Spec("each", "", one, f, f, gradient=f, **mean),
-        "each: gradient, float64": Spec("each", "", two, d, d, gradient=d),
-        "each: loss and gradient, float32": Spec("each", "", one, f, f, loss=f, gradient=f),
+        "each: gradient, float64": Spec("each", "", two, d, d, gradient=d, **unscaled),
+        "each: loss and gradient, float32": Spec("each", "", one, f, f, loss=f, gradient=f, **unscaled),
         "each: loss of logits, float32": Spec("each", "logits_", one, f, f, loss=f),
-        "each: gradient of logits, float32": Spec("each", "logits_", one, f, f, gradient=f),
-        "each: gradient and hessian of logits, float32": Spec("each", "logits_", one, f, f, gradient=f, hessian=f),
+        "each: gradient of logits, float32": Spec("each", "logits_", one, f, f, gradient=f, **unscaled),
+        "each: gradient and hessian of logits, float32": Spec(
+            "each", "logits_", one, f, f, gradient=f, hessian=f, **unscaled
+        ),
         "sum: float32": Spec("sum", "", one, f, f, result=one),
         "sum: float64": Spec("sum", "", two, d, d, result=two),
         "sum: float16": Spec("sum", "", one, h, h, result="float16"),
@@ -110,13 +114,28 @@ def without_environments(ptx: str) -> str:
     return left
 
 
+def ptx_of(spec: Any, arch: tuple[int, int]) -> str:
+    """The PTX of a kernel, from disk if it was compiled before: some take 5 s."""
+    from nbbce import _compile_cuda
+
+    folder = _compile_cuda._folder()  # its name says all that decides the text
+    if folder is None:
+        return _compile_cuda.ptx_of(spec, arch)
+    name = hashlib.sha256(repr((spec, arch)).encode()).hexdigest()[:24]
+    path = folder / f"{spec.task}-{name}.ptx"
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(_compile_cuda.ptx_of(spec, arch))
+        temporary.replace(path)
+    return path.read_text()
+
+
 def compiled(key: tuple[str, tuple[int, int]]) -> Code:
     """The kernel of a name for an architecture, as it would run there."""
-    from nbbce._compile_cuda import code_of, ptx_of
+    from nbbce._compile_cuda import code_of
 
     name, arch = key
-    spec = specs()[name]._replace(pairs=arch >= (8, 0))
-    ptx = ptx_of(spec, arch)
+    ptx = ptx_of(specs()[name]._replace(pairs=arch >= (8, 0)), arch)
     text = sass.sass_of(code_of(ptx, arch))
     kernel = re.search(r"^\.text\.nbbce_kernel:\n(.*?)(?=^\t\.section)", text, re.MULTILINE | re.DOTALL)
     assert kernel is not None

@@ -50,6 +50,16 @@ def labels(rng, shape, dtype, kind="mixed"):
     return y.astype(dtype)
 
 
+def aligned(array, offset=0):
+    """A dense copy whose memory starts `offset` elements behind a multiple of 64 bytes."""
+    array = np.ascontiguousarray(array)
+    memory = np.zeros(array.nbytes + 64 + offset * array.itemsize, np.uint8)
+    start = -memory.__array_interface__["data"][0] % 64 + offset * array.itemsize
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def edges(dtype, logits=False):
     """0, 1 (for logits: large numbers), their neighbours, subnormals, the middle, infinities and NaN."""
     dtype = np.dtype(dtype)

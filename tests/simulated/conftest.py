@@ -1,4 +1,8 @@
-"""Fixtures of the tests that run under Numba's CUDA simulator: tests/test_cuda_simulator.py starts them."""
+"""Fixtures of the tests that run under Numba's CUDA simulator: tests/test_cuda_simulator.py starts them.
+
+NBBCE_TESTS_ON=ptx python -m pytest tests/simulated       the same tests on the machine of tests/ptx.py: some
+                                                          20 minutes, nearly all of it to compile 600 kernels
+"""
 
 import os
 import sys
@@ -10,13 +14,26 @@ import pytest
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 # Numba decides while it is imported whether it simulates, so these tests need a process of their own.
-collect_ignore_glob = [] if SIMULATED else ["*.py"]
+ON_PTX = os.environ.get("NBBCE_TESTS_ON") == "ptx"
+collect_ignore_glob = [] if SIMULATED or ON_PTX else ["*.py"]
 
 
 def pytest_configure(config):
     # A kernel runs as plain Python on NumPy's scalars, which tell of what overflows on purpose.
     for told in ("(overflow|invalid value|divide by zero) encountered in scalar", "overflow encountered in cast"):
         config.addinivalue_line("filterwarnings", f"ignore:{told}:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def machine():
+    """The machine that runs PTX, in the place of the device."""
+    if not ON_PTX:
+        yield
+        return
+    import ptx_device
+
+    with ptx_device.installed():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +46,10 @@ def counters_end_at_0():
         room = array.copy_to_host()
         assert room.size == 1 + blocks
         assert room[:1].view(np.uint32).tolist() == [0, 0]
+    if ON_PTX:
+        import ptx_device
+
+        ptx_device.forget_arrays()
 
 
 class Allocations(dict):
@@ -56,6 +77,9 @@ def quick_switches():
 
     If it does so often, two of them get an array each where they are to share one, now and then: hence `Allocations`.
     """
+    if ON_PTX:
+        yield
+        return
     from numba.cuda.simulator.kernelapi import FakeCUDAShared
 
     before, make = sys.getswitchinterval(), FakeCUDAShared.__init__

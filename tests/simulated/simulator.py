@@ -1,29 +1,34 @@
-"""Arrays of the simulator's device, and calls on it beside those of the CPU."""
+"""Arrays of a device that is simulated, and calls on it beside those of the CPU.
+
+It is Numba's simulator, which runs the kernels' source, or, if NBBCE_TESTS_ON is "ptx", tests/ptx.py, which runs what
+they are compiled to.
+"""
+
+import os
 
 import devices
 import numpy as np
-from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
+ON_PTX = os.environ.get("NBBCE_TESTS_ON") == "ptx"
 
-def place(array):
-    """The array, as it lies in memory, as one on the simulated device."""
-    return FakeCUDAArray(array)
+if ON_PTX:
+    from ptx_device import Array, place, task_of
+else:
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray as Array
+
+    def place(array):
+        """The array, as it lies in memory, as one on the simulated device."""
+        return Array(array)
+
+    def task_of(kernel):
+        """The task of a kernel."""
+        return kernel.fn.__name__.rstrip("_")
 
 
 def to_host(array):
     """A result as a NumPy array; it must be one of the library that the arguments are of."""
-    assert isinstance(array, FakeCUDAArray)
+    assert isinstance(array, Array)
     return array.copy_to_host()
-
-
-def aligned(array, offset=0):
-    """A dense copy whose memory starts `offset` elements behind a multiple of 64 bytes."""
-    array = np.ascontiguousarray(array)
-    memory = np.zeros(array.nbytes + 64 + offset * array.itemsize, np.uint8)
-    start = -memory.__array_interface__["data"][0] % 64 + offset * array.itemsize
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def both(function, *arrays, **options):

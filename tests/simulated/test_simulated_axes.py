@@ -9,8 +9,9 @@ import devices
 import ml_dtypes
 import numpy as np
 import pytest
-from devices import DTYPES, FLOATS, FOCAL, FUNCTIONS, LOGITS, PROBABILITIES, WITH_GRADIENT
-from simulator import agree, aligned, place, to_host
+import simulator
+from devices import DTYPES, FLOATS, FOCAL, FUNCTIONS, LOGITS, PROBABILITIES, WITH_GRADIENT, aligned
+from simulator import agree, place, to_host
 
 import nbbce
 from nbbce import _axes, _cuda, _device_arrays
@@ -29,7 +30,7 @@ def launched(monkeypatch):
     run, names = _cuda.compiler.run, []
 
     def noting(kernel, *arguments):
-        names.append(kernel.fn.__name__.rstrip("_"))
+        names.append(simulator.task_of(kernel))
         run(kernel, *arguments)
 
     monkeypatch.setattr(_cuda.compiler, "run", noting)
@@ -295,14 +296,14 @@ def test_thread_blocks_that_share_columns_are_no_more_than_run_at_once(rng, monk
     run, grids = _cuda.compiler.run, []
 
     def noting(kernel, device, stream, grid, threads, arguments):
-        grids.append((kernel.fn.__name__, grid))
+        grids.append((simulator.task_of(kernel), grid))
         run(kernel, device, stream, grid, threads, arguments)
 
     monkeypatch.setattr(_cuda.compiler, "run", noting)
     x, y = arrays(rng, LOSS, (1000, 10), kind="hard")
     assert segments_of(1000, 10, 2560) == 4
     called(LOSS, x, y, axis=0)
-    assert grids == [("columns", 2), ("segments_", 1)]
+    assert grids == [("columns", 2), ("segments", 1)]
 
 
 # ------------------------------------------------------------------------------------------------ refused products

@@ -5,9 +5,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import simulator
-from devices import DTYPES, FLOATS, FOCAL, FUNCTIONS, LOGITS, PROBABILITIES, REDUCTIONS, WITH_GRADIENT
+from devices import DTYPES, FLOATS, FOCAL, FUNCTIONS, LOGITS, PROBABILITIES, REDUCTIONS, WITH_GRADIENT, aligned
 from numba import cuda
-from simulator import agree, aligned, place, to_host
+from simulator import agree, place, to_host
 
 import nbbce
 
