@@ -9,6 +9,7 @@ dimensions, reduced ones, columns, and flat indices are of that order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,13 +57,22 @@ from nbbce._primitives_cuda import (
     storer,
 )
 
-# Products and losses wait in shared memory, of which 16 float64 fill the banks: rows of 16, 32 or 64 begin in others.
-SLOTS = PIECE + PIECE // 16
+# Products and losses wait in shared memory, of which 16 float64 fill the banks.  Half a warp reads the same element of
+# 16 rows at once, so there is a gap of one after as many elements as are whole rows and whole rounds of the banks: until
+# then rows begin in banks of their own, and behind it in the others.  To divide by that many is to multiply.
+BANKS, FRACTION = 16, 20
+SLOTS = PIECE + PIECE // BANKS
+
+
+def inverse_of(length: int) -> int:
+    """What `_slot` multiplies the index of an element by, for rows of `length`."""
+    return -(-(1 << FRACTION) // math.lcm(length, BANKS))
 
 
 @device
-def _slot(index):
-    return index + (index >> I64(4))
+def _slot(index, inverse):
+    # Unsigned: of a signed index Numba asks whether it is negative.
+    return U32(U32(index) + (U32(U32(index) * U32(inverse)) >> U32(FRACTION)))
 
 
 @device
@@ -222,10 +232,10 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
     axes_at, warps = spec.axes_at, THREADS // WARP
 
     @device
-    def product_of(values, start, depth):
+    def product_of(values, inverse, start, depth):
         p = 1.0
         for i in range(depth):
-            value = values[_slot(start + I64(i))]
+            value = values[_slot(start + I64(i), inverse)]
             p = fma(value, p, p) if logits else p * value
         return p
 
@@ -239,7 +249,7 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
         return p, q
 
     @device
-    def rows_by_products(begin, count, length, at, layout, values):
+    def rows_by_products(begin, count, length, at, layout, values, inverse):
         """Leaves the sum of a row at the place of its first element; whether the block is refused."""
         thread = I64(cuda.threadIdx.x) & I64(WARP - 1)
         soft = (thread < count) & (thread < I64(8))
@@ -250,44 +260,45 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
         refused = False
         for i in range(thread, count, I64(WARP)):
             u, one_and_u, bad = factor_of(I64(begin + i), at, layout)
-            values[_slot(I64(i))] = u if logits else one_and_u
+            values[_slot(I64(i), inverse)] = u if logits else one_and_u
             refused = refused | bad
         meet()
         if any_lane(refused):
             return True
         rows, each = _divided(count, length)[0], (length + I64(DEPTH - 1)) // I64(DEPTH)
+        # Neighbouring threads take neighbouring rows: their products are of one depth, and begin in other banks.
         for product in range(thread, rows * each, I64(WARP)):
-            row, before = _divided(I64(product), each)
+            before, row = _divided(I64(product), rows)
             start = row * length + before * I64(DEPTH)
             depth = min(I64(DEPTH), length - before * I64(DEPTH))
-            p = product_of(values, start, depth)
+            p = product_of(values, inverse, start, depth)
             q = p - 1.0
             if (q > -NEAR_1) & (q < NEAR_1):
                 p, q = product_near_1(begin + start, depth, at, layout)
             # In place of its first factor, which nothing else reads.
             log = log_of_product(p, q)
-            values[_slot(start)] = log if logits else 0.0 - log
+            values[_slot(start, inverse)] = log if logits else 0.0 - log
         meet()
         small = False
         for row in range(thread, rows, I64(WARP)):
             first = I64(row) * length
-            total = values[_slot(first)]
+            total = values[_slot(first, inverse)]
             if each > I64(1):
                 for place in range(first + I64(DEPTH), I64(first + length), I64(DEPTH)):
-                    total += values[_slot(I64(place))]
-                values[_slot(first)] = total
+                    total += values[_slot(I64(place), inverse)]
+                values[_slot(first, inverse)] = total
             small = small | (not (total >= least_sum))
         return any_lane(small)
 
     @device
-    def sum_of_short_row(start, length, values):
+    def sum_of_short_row(start, length, values, inverse):
         total, error = 0.0, 0.0
         for i in range(start, I64(start + length)):
             if exact:
-                total, lost = two_sum_float64(total, values[_slot(I64(i))])
+                total, lost = two_sum_float64(total, values[_slot(I64(i), inverse)])
                 error += lost
             else:
-                total += values[_slot(I64(i))]
+                total += values[_slot(I64(i), inverse)]
         return _with_error(total, error) if exact else total
 
     @device
@@ -296,12 +307,12 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
         return total, error + (shuffle_down(error, distance) + lost)
 
     @device
-    def sum_of_long_row(start, length, values):
+    def sum_of_long_row(start, length, values, inverse):
         """Half a warp takes it, 16 lanes side by side; right in the first of them."""
         lane = I64(cuda.threadIdx.x) & I64(15)
         total, error = 0.0, 0.0
         for i in range(start + lane, start + length, I64(16)):
-            total, lost = two_sum_float64(total, values[_slot(I64(i))])
+            total, lost = two_sum_float64(total, values[_slot(I64(i), inverse)])
             error += lost
         total, error = folded(total, error, 8)
         total, error = folded(total, error, 4)
@@ -316,6 +327,7 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
         at = (x, y, w, p, g, m, loss, gradient, hessian)
         numbers = (keep, half, positive, gamma, alpha, alpha_of_0)
         length, step, rows_of_step = layout[axes_at], layout[axes_at + 1], layout[axes_at + 2]
+        inverse = layout[axes_at + 3]
         all_values = cuda.shared.array((warps, SLOTS), float64)
         warp, thread = I64(cuda.threadIdx.x) >> I64(5), I64(cuda.threadIdx.x) & I64(WARP - 1)
         values = all_values[warp]
@@ -326,26 +338,28 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
             block += all_warps
             count = min(step, size - begin)
             count_of_rows = _divided(count, length)[0]
-            if by_products and not rows_by_products(begin, count, length, at, layout, values):
+            if by_products and not rows_by_products(begin, count, length, at, layout, values, inverse):
                 for row in range(thread, count_of_rows, I64(WARP)):
                     k = I64(row)
-                    total = values[_slot(k * length)]
+                    total = values[_slot(k * length, inverse)]
                     finish(total, place + k, begin + k * length, at, layout, result, kept, loss_scale, divisor)
                 meet()
                 continue
             for i in range(thread, count, I64(WARP)):
-                values[_slot(I64(i))] = summand(I64(begin + i), at, layout, numbers)
+                values[_slot(I64(i), inverse)] = summand(I64(begin + i), at, layout, numbers)
             meet()
             if length < I64(64):
                 for row in range(thread, count_of_rows, I64(WARP)):
                     k = I64(row)
-                    total = sum_of_short_row(k * length, length, values)
+                    total = sum_of_short_row(k * length, length, values, inverse)
                     finish(total, place + k, begin + k * length, at, layout, result, kept, loss_scale, divisor)
             else:
                 for pair in range(0, count_of_rows, 2):
                     k = I64(pair) + (thread >> I64(4))
                     there = k < count_of_rows
-                    total = sum_of_long_row(k * length if there else I64(0), length if there else I64(0), values)
+                    total = sum_of_long_row(
+                        k * length if there else I64(0), length if there else I64(0), values, inverse
+                    )
                     if there & (thread & I64(15) == 0):
                         finish(total, place + k, begin + k * length, at, layout, result, kept, loss_scale, divisor)
             meet()

@@ -15,6 +15,7 @@ from numba.core import config
 
 from nbbce._arrays import kind_of, layout
 from nbbce._axes import SHORT, TILE, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
+from nbbce._axes_cuda import inverse_of
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
 from nbbce._device_arrays import DeviceArray, Library, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
@@ -272,7 +273,7 @@ class _Launch:
             step, processors = step_of_rows(rows), compiler.multiprocessors(self.device)
             kernel, _, resident, strides = self._kernel("rows", arrays, result.dtype, options)
             grid = min(-(-groups * rows // step) * WARP // THREADS + 1, resident * processors)
-            layout = (*strides, rows, step, step // rows, *_places(result))
+            layout = (*strides, rows, step, step // rows, inverse_of(rows), *_places(result))
             self._run(kernel, grid, THREADS, arrays, result, (0, 0, counts_at), groups * rows, scales, layout)
             return
         self._launch_columns(arrays, result, (groups, rows, width, tile), scales, counts_at, options)

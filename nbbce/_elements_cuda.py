@@ -34,7 +34,8 @@ ADDRESSES, SIZES, NUMBERS = len(OPERANDS) + 4, 1, 9
 # Columns: rows and columns that there are; of a tile its columns, how many there are, segments, and thread blocks that
 # share it; columns of the last tile; then, of it and of the others, rows side by side and those above each other.
 COLUMN_NUMBERS = "rows columns tile tiles segments shared_by last_width last_side last_depth side depth".split()
-AXIS_NUMBERS = {"rows": ["length", "step", "rows_of_step"], "columns": COLUMN_NUMBERS, "segments": COLUMN_NUMBERS}
+ROW_NUMBERS = "length step rows_of_step inverse".split()
+AXIS_NUMBERS = {"rows": ROW_NUMBERS, "columns": COLUMN_NUMBERS, "segments": COLUMN_NUMBERS}
 
 
 class Memory(NamedTuple):

@@ -131,6 +131,43 @@ class SharedMemory:
             self.written[name][where] = values
 
 
+class Tally:
+    """What a launch costs a device, whatever its speed: instructions of warps, and where accesses go."""
+
+    SECTOR, BANKS = 32, 32
+
+    def __init__(self) -> None:
+        self.issued = 0
+        """Instructions, counted once for the threads of a warp that are at one together."""
+        self.wanted = self.fetched = 0
+        """Bytes of global memory that threads ask for, and those of the sectors that a warp's access touches."""
+        self.turns = self.least_turns = 0
+        """Accesses to shared memory one after another, since a bank gives one word at a time; and without conflicts."""
+
+    def count_instruction(self, warps: Any) -> None:
+        """Count an instruction of threads of these warps."""
+        self.issued += np.unique(warps).size
+
+    def count_global(self, warps: Any, addresses: Any, size: int) -> None:
+        """Count an access to global memory."""
+        self.wanted += addresses.size * size
+        sectors = warps.astype(np.int64) << 40 | (addresses.astype(np.int64) & (1 << 45) - 1) // self.SECTOR
+        self.fetched += np.unique(sectors).size * self.SECTOR
+
+    def count_shared(self, threads: Any, offsets: Any, size: int) -> None:
+        """Count an access to shared memory, which a warp makes by halves if words are of eight bytes."""
+        assert size in (4, 8)
+        groups = threads // (WARP * 4 // size)
+        words = np.unique(groups << 32 | offsets // size)  # the same word serves all that ask for it
+        banks = (words >> 32) * self.BANKS + words % (self.BANKS * 4 // size)
+        _, groups_of = np.unique(groups, return_inverse=True)
+        self.least_turns += int(groups_of.max()) + 1
+        bank, asked = np.unique(banks, return_counts=True)
+        most = np.zeros(int(bank.max()) // self.BANKS + 1, np.int64)
+        np.maximum.at(most, bank // self.BANKS, asked)
+        self.turns += int(most.sum())
+
+
 # ------------------------------------------------------------------------------------------------------ what is read
 class Instruction(NamedTuple):
     """A line of PTX: its predicate and whether that must be false, opcode, suffixes, and operands."""
@@ -357,9 +394,10 @@ class _Run:
         threads: int,
         arguments: Sequence[Any],
         blocks: Sequence[int],
+        tally: Tally | None,
     ) -> None:
         assert threads % WARP == 0
-        self.kernel, self.memory, self.threads = kernel, memory, threads
+        self.kernel, self.memory, self.threads, self.tally = kernel, memory, threads, tally
         count = len(blocks) * threads
         self.thread = np.arange(count)
         self.block, self.warp = self.thread // threads, self.thread // WARP
@@ -451,6 +489,8 @@ class _Run:
             now = {name: passed[lanes] for name, passed in self.passed.items()}
             now |= {"thread": self.thread[lanes], "warp": self.warp[lanes]}
             self.shared.touch(block, offset, size, now, opcode == "st")
+            if self.tally:
+                self.tally.count_shared(self.thread[lanes], offset, size)
             words, index = self.shared.bytes.view(f"u{size}"), (block, offset // size)
             if opcode == "ld":
                 self.set(registers, words[index].view(DTYPES[kind]), kind, lanes)
@@ -458,6 +498,8 @@ class _Run:
                 words[index] = np.broadcast_to(values[0], block.shape).view(words.dtype)
             return
         assert space == "global", instruction.text
+        if self.tally:
+            self.tally.count_global(self.warp[lanes], address, size * len(names))
         start = self.memory.places(address, size * len(names)) * len(names)
         words = self.memory.words(size)
         for k, name in enumerate(names):
@@ -547,6 +589,8 @@ class _Run:
             opcode = instruction.opcode
             if opcode in COLLECTIVE:
                 break
+            if self.tally:
+                self.tally.count_instruction(self.warp[lanes])
             going = lanes
             if instruction.guard:
                 holds = self.value(instruction.guard, "pred", lanes)
@@ -580,6 +624,8 @@ class _Run:
             lanes = np.flatnonzero(np.repeat(there.all(1), size))
             if lanes.size:
                 assert not instruction.guard
+                if self.tally:
+                    self.tally.count_instruction(self.warp[lanes])
                 self.meet(instruction, lanes)
                 self.at[lanes] += 1
                 return
@@ -624,7 +670,8 @@ def run(
     threads: int,
     arguments: Sequence[Any],
     blocks: Sequence[int] | None = None,
+    tally: Tally | None = None,
 ) -> None:
     """Run a kernel on `grid` thread blocks of `threads` threads each; if `blocks` is given, on these of them alone."""
     with np.errstate(all="ignore"):
-        _Run(kernel, memory, grid, threads, arguments, range(grid) if blocks is None else blocks).go()
+        _Run(kernel, memory, grid, threads, arguments, range(grid) if blocks is None else blocks, tally).go()
