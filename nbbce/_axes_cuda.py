@@ -233,10 +233,11 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
 
     @device
     def product_of(values, inverse, start, depth):
-        p = 1.0
-        for i in range(depth):
-            value = values[_slot(start + I64(i), inverse)]
+        p, i = 1.0, start
+        while i < start + depth:
+            value = values[_slot(i, inverse)]
             p = fma(value, p, p) if logits else p * value
+            i += I64(1)
         return p
 
     @device
@@ -257,11 +258,12 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
             soft = not is_hard(I64(begin + thread), at, layout)
         if any_lane(soft):
             return True
-        refused = False
-        for i in range(thread, count, I64(WARP)):
-            u, one_and_u, bad = factor_of(I64(begin + i), at, layout)
-            values[_slot(I64(i), inverse)] = u if logits else one_and_u
+        refused, i = False, thread
+        while i < count:
+            u, one_and_u, bad = factor_of(begin + i, at, layout)
+            values[_slot(i, inverse)] = u if logits else one_and_u
             refused = refused | bad
+            i += I64(WARP)
         meet()
         if any_lane(refused):
             return True
@@ -345,8 +347,10 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
                     finish(total, place + k, begin + k * length, at, layout, result, kept, loss_scale, divisor)
                 meet()
                 continue
-            for i in range(thread, count, I64(WARP)):
-                values[_slot(I64(i), inverse)] = summand(I64(begin + i), at, layout, numbers)
+            i = thread
+            while i < count:
+                values[_slot(i, inverse)] = summand(begin + i, at, layout, numbers)
+                i += I64(WARP)
             meet()
             if length < I64(64):
                 for row in range(thread, count_of_rows, I64(WARP)):
