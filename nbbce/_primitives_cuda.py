@@ -90,9 +90,18 @@ if not SIMULATED:
     float32_of_bits = _bit_cast(types.uint32, types.float32, FLOAT)
     float64_of_bits = _bit_cast(types.uint64, types.float64, DOUBLE)
 
-    def _pointer(builder: Any, address: Any, llvm_type: ir.Type) -> Any:
-        """The place at an address, in global memory: that is what makes it ld.global and st.global."""
-        return builder.inttoptr(address, llvm_type.as_pointer(1))
+    def _places(builder: Any, address: Any, index: Any, size: int) -> Any:
+        """A function (bytes, type) -> a place so many bytes behind an element, in global memory: that makes it ld.global.
+
+        As a pointer with an index, not a sum of integers, LLVM sees which places are a constant apart.
+        """
+        element = builder.inttoptr(address, ir.IntType(8 * size).as_pointer(1))
+        start = builder.bitcast(builder.gep(element, [index]), I8.as_pointer(1))
+
+        def place(offset: int, llvm_type: ir.Type) -> Any:
+            return builder.bitcast(builder.gep(start, [I64(offset)]), llvm_type.as_pointer(1))
+
+        return place
 
     def _elements(builder: Any, words: list[Any], size: int, count: int) -> list[Any]:
         """The `count` elements of `size` bytes in words, as integers."""
@@ -136,14 +145,13 @@ if not SIMULATED:
         @intrinsic
         def load(typingctx: Any, address: Any, index: Any) -> Any:
             def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                start = builder.add(arguments[0], builder.mul(arguments[1], I64(size)))
+                place = _places(builder, *arguments, size)
                 words = []
                 for k in range(size * width // access):
-                    place = builder.add(start, I64(k * access))
                     if per_access == 1:
-                        words.append(builder.load(_pointer(builder, place, word), align=access))
+                        words.append(builder.load(place(k * access, word), align=access))
                         continue
-                    vector = builder.load(_pointer(builder, place, ir.VectorType(word, per_access)), align=access)
+                    vector = builder.load(place(k * access, ir.VectorType(word, per_access)), align=access)
                     words += [builder.extract_element(vector, I32(j)) for j in range(per_access)]
                 values = [
                     _to_computed(builder, bits, kind, llvm_type) for bits in _elements(builder, words, size, width)
@@ -209,16 +217,15 @@ if not SIMULATED:
         @intrinsic
         def store(typingctx: Any, address: Any, index: Any, values: Any) -> Any:
             def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                start = builder.add(arguments[0], builder.mul(arguments[1], I64(size)))
+                place = _places(builder, *arguments[:2], size)
                 words = words_of(builder, [builder.extract_value(arguments[2], k) for k in range(width)])
                 for k in range(0, len(words), per_access):
-                    place = builder.add(start, I64(k // per_access * access))
                     vector = words[k]
                     if per_access > 1:
                         vector = ir.Constant(ir.VectorType(word, per_access), ir.Undefined)
                         for j in range(per_access):
                             vector = builder.insert_element(vector, words[k + j], I32(j))
-                    builder.store(vector, _pointer(builder, place, vector.type), align=access)
+                    builder.store(vector, place(k // per_access * access, vector.type), align=access)
                 return context.get_dummy_value()
 
             return types.void(types.int64, types.int64, types.UniTuple(numba_type, width)), code

@@ -24,6 +24,9 @@ class Array:
         self.values = values  # a view of the device's memory
         self.shape, self.dtype, self.strides, self.size = values.shape, values.dtype, values.strides, values.size
 
+    def __getitem__(self, index: Any) -> Array:
+        return Array(self.values[index])
+
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         raise NotImplementedError  # that there is one says where the array is; what it says, `Library` does
@@ -67,6 +70,7 @@ class Driver:
         self.capability = capability
         self.kernels: dict[Any, Loaded] = {}
         """Those that were launched, by spec."""
+        self.tally: ptx.Tally | None = None
 
     def loaded(self, spec: Any, device: int) -> Loaded:
         """The kernel, compiled if need be."""
@@ -76,7 +80,7 @@ class Driver:
 
     def run(self, kernel: Loaded, device: int, stream: int, grid: int, threads: int, arguments: Any) -> None:
         """Run a kernel to its end."""
-        ptx.run(kernel.kernel, memory, grid, threads, arguments)
+        ptx.run(kernel.kernel, memory, grid, threads, arguments, tally=self.tally)
 
     def resident(self, kernel: Loaded, threads: int) -> int:
         """Thread blocks of a kernel that a multiprocessor runs at once."""

@@ -31,7 +31,7 @@ if not test_cuda_code.MISSING:
     import ptx_device
     from ptx_device import place
 
-    from nbbce import _cuda
+    from nbbce import _axes_cuda, _cuda
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +249,50 @@ def test_last_of_more_than_2_to_the_31_elements_has_the_bits_of_the_cpu(reductio
         assert not sums[:-4].any()
 
 
+# ------------------------------------------------------------------------------------------------ what a launch costs
+@pytest.fixture
+def tally(device):
+    """What launches cost from here on."""
+    device.tally = ptx.Tally()
+    yield device.tally
+    device.tally = None
+
+
+# Not those whose threads read elements apart, and those that count masks, one byte to a thread.
+DENSE = [
+    name
+    for name in test_cuda_code.NAMES
+    if not any(word in name for word in ("strided", "misaligned", "count", "mask"))
+]
+
+
+@pytest.mark.parametrize("name", [name for name in DENSE if "check" not in name and "segments" not in name])
+def test_sectors_of_memory_are_fetched_once(name, tally):
+    function, *arrays, options = calls()[name]
+    agree(function, *arrays, **options)
+    # A thread takes four float64 of a sum, by two accesses side by side: the second finds its sectors in the cache.
+    twice = name in ("sum: float64", "sum: logits, float64")
+    assert tally.fetched <= (2.05 if twice else 1.1) * tally.wanted
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 8, 10, 12, 16, 24, 30, 32, 48, 60, 64])
+def test_threads_that_read_rows_wait_for_no_bank(length, tally):
+    for kind in ("hard", "soft"):
+        agree(LOSS, *pair((3000 // length, length), kind=kind), axis=1)
+    assert tally.least_turns > 0
+    assert tally.turns <= 1.15 * tally.least_turns
+
+
+def test_slots_are_of_the_index_and_of_whole_rows_and_rounds_of_banks():
+    for length in range(1, _axes_cuda.PIECE + 1):
+        period, index = np.lcm(length, _axes_cuda.BANKS), np.arange(_axes_cuda.PIECE)
+        product = index * _axes_cuda.inverse_of(length)
+        assert product.max() < 2**32
+        slots = index + (product >> _axes_cuda.FRACTION)
+        assert (slots == index + index // period).all()
+        assert slots.max() < _axes_cuda.SLOTS
+
+
 # ------------------------------------------------------------------------------------------- what the machine refuses
 HEAD = """.version 8.0
 .target sm_90
@@ -269,13 +313,13 @@ HEAD = """.version 8.0
 """
 
 
-def launched(body, threads=64, arguments=None, words=64):
+def launched(body, threads=64, arguments=None, words=64, tally=None):
     """What 64 threads make of as many words of zeros."""
     memory = ptx.Memory(1 << 20)
     room = memory.allocate(4 * words).view(np.uint32)
     room[...] = 0
     kernel = ptx.parse(f"{HEAD}{body}\nret;\n}}")
-    ptx.run(kernel, memory, 1, threads, [room.ctypes.data, 7] if arguments is None else arguments)
+    ptx.run(kernel, memory, 1, threads, [room.ctypes.data, 7] if arguments is None else arguments, tally=tally)
     return room
 
 
@@ -370,6 +414,27 @@ def test_words_are_exchanged_across_barriers(other, between, behind):
 def test_words_exchanged_without_a_barrier_are_a_fault(other, between, behind, says):
     with pytest.raises(ptx.Fault, match=says):
         launched(EXCHANGED.format(other=other, between=between, behind=behind))
+
+
+@pytest.mark.parametrize(
+    ("body", "issued", "fetched", "turns", "least"),
+    [
+        # Two warps, of HEAD's nine instructions, these, and the last.  Neighbouring words of 32 threads: four sectors.
+        ("st.shared.u32 [%rd5], %r1; st.global.u32 [%rd4], %r1;", 2 * (9 + 2 + 1), 2 * 4 * 32, 2, 2),
+        # Words 128 bytes apart: a sector to each thread.
+        ("shl.b64 %rd6, %rd3, 5; add.s64 %rd6, %rd6, %rd1; st.global.u32 [%rd6], %r1;", 2 * 13, 64 * 32, 0, 0),
+        # One word for all is one turn; words 0 and 32 are of one bank, and two.
+        ("and.b64 %rd6, %rd5, 0; ld.shared.u32 %r7, [%rd6];", 2 * 12, 0, 2, 2),
+        ("and.b64 %rd6, %rd5, 4; shl.b64 %rd6, %rd6, 5; ld.shared.u32 %r7, [%rd6];", 2 * 13, 0, 4, 2),
+        # Of words of eight bytes half a warp has its turn: 16 of them fill the banks.
+        ("shl.b64 %rd6, %rd5, 1; and.b64 %rd6, %rd6, 248; ld.shared.u64 %rd7, [%rd6];", 2 * 13, 0, 4, 4),
+    ],
+)
+def test_accesses_are_tallied(body, issued, fetched, turns, least):
+    tally = ptx.Tally()
+    launched(body, words=64 * 32, tally=tally)
+    assert (tally.issued, tally.fetched, tally.turns, tally.least_turns) == (issued, fetched, turns, least)
+    assert tally.wanted == (64 * 4 if "global" in body else 0)
 
 
 @pytest.mark.parametrize("arguments", [[0], [0, 1, 2], [0, 1.0]])
