@@ -1,34 +1,45 @@
-"""What a call on a device takes the host before it launches a kernel: measured without a device.
+"""What a call on a device takes the host: measured without a device.
 
-    python asv_benchmarks/host_share.py         a table; needs PyTorch and nbbce[cuda13], and no device
+    python asv_benchmarks/host_share.py         a table; needs PyTorch, nbbce[test,cuda13] and a C compiler
 
-Tensors of the host stand for the device's, which are asked the same questions; Numba's simulator stands for the
-driver, and launches nothing.  On a device the launch itself comes on top, and what PyTorch takes there for memory and
-for its current stream.
+Tensors of the host stand for the device's, which are asked the same questions.  Launches go by cuda.core to a driver
+that does nothing; what a driver takes for one comes on top, and what PyTorch takes on a device for memory and for its
+current stream.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 import timeit
-import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # before Numba is imported
-
 import torch
 
-import nbbce
-from nbbce import _arrays, _device_arrays, _simulate_cuda
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import ptx_driver
+
+ptx_driver.install(launching=False)  # before anything asks for a driver
+
+import nbbce  # noqa: E402
+from nbbce import _arrays, _compile_cuda, _device_arrays  # noqa: E402
 
 
 def pretend() -> None:
     """Let tensors of the host pass for tensors of a device."""
     stream = SimpleNamespace(cuda_stream=0)
     torch.cuda.current_stream = lambda device=None: stream  # type: ignore[assignment]
+    view = _device_arrays.Torch.view
+
+    def of_first_device(self: Any, array: Any) -> Any:
+        found = view(self, array)
+        found.device = 0
+        return found
+
+    _device_arrays.Torch.view = of_first_device  # type: ignore[method-assign]
     _device_arrays.library_of(torch.empty(0))
     _arrays.device_types[torch.Tensor] = lambda tensor: tensor.is_cuda or True
 
@@ -54,15 +65,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     pretend()
-    warnings.simplefilter("ignore", RuntimeWarning)  # of integers that wrap, as they are to, where they are simulated
     print("| call | us |\n| --- | ---: |")
-    launch = _simulate_cuda.run
-    for name, call in calls(arguments.size).items():
-        _simulate_cuda.run = launch
-        call()  # the first of its kind is simulated, and remembered
-        _simulate_cuda.run = lambda *arguments: None
-        seconds = min(timeit.repeat(call, number=1000, repeat=arguments.repeats)) / 1000
-        print(f"| {name} | {seconds * 1e6:.1f} |")
+    with _compile_cuda.on_device(0):
+        for name, call in calls(arguments.size).items():
+            call()  # the first of its kind is remembered
+            seconds = min(timeit.repeat(call, number=1000, repeat=arguments.repeats)) / 1000
+            print(f"| {name} | {seconds * 1e6:.1f} |")
 
 
 if __name__ == "__main__":

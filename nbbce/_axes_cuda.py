@@ -58,8 +58,8 @@ from nbbce._primitives_cuda import (
 )
 
 # Products and losses wait in shared memory, of which 16 float64 fill the banks.  Half a warp reads the same element of
-# 16 rows at once, so there is a gap of one after as many elements as are whole rows and whole rounds of the banks: until
-# then rows begin in banks of their own, and behind it in the others.  To divide by that many is to multiply.
+# 16 rows at once, so there is a gap of one after as many elements as are whole rows and whole rounds of the banks:
+# before it rows begin in banks of their own, and behind it in the others.  To divide by that many is to multiply.
 BANKS, FRACTION = 16, 20
 SLOTS = PIECE + PIECE // BANKS
 

@@ -33,6 +33,7 @@ from numba.cuda import compiler, dispatcher, types
 
 from nbbce._blocks_cuda import kernel
 from nbbce._compile import cache_folder
+from nbbce._devices import result_of
 from nbbce._elements_cuda import ADDRESSES, NUMBERS, SIZES, THREADS, Spec
 
 SOURCES = (
@@ -223,23 +224,28 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], device: int, stream: 
     return StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
 
 
-def fill(address: int, values: np.ndarray[Any, Any], stream: int) -> None:
-    """Copy values from the host, which are there when this returns."""
-    driver.cuMemcpyHtoDAsync(address, values.ctypes.data, values.nbytes, driver.CUstream(stream))
-    driver.cuStreamSynchronize(driver.CUstream(stream))
-
-
-def fetch(memory: Any, stream: int) -> np.ndarray[Any, Any]:
-    """The values of an array of our own, brought to the host once the stream has come there."""
-    values = np.empty(memory.shape, memory.dtype)
-    driver.cuMemcpyDtoHAsync(values.ctypes.data, memory.ptr, values.nbytes, driver.CUstream(stream))
-    driver.cuStreamSynchronize(driver.CUstream(stream))
-    return values
+def _ask(name: str, *arguments: Any) -> Any:
+    """What a function of the driver returns; its error, which may be that of an earlier launch, as an exception."""
+    return result_of(driver, getattr(driver, name)(*arguments))
 
 
 def synchronise(stream: int) -> None:
     """Wait until what is on a stream so far is done."""
-    driver.cuStreamSynchronize(driver.CUstream(stream))
+    _ask("cuStreamSynchronize", driver.CUstream(stream))
+
+
+def fill(address: int, values: np.ndarray[Any, Any], stream: int) -> None:
+    """Copy values from the host, which are there when this returns."""
+    _ask("cuMemcpyHtoDAsync", address, values.ctypes.data, values.nbytes, driver.CUstream(stream))
+    synchronise(stream)
+
+
+def fetch(address: int, shape: tuple[int, ...], dtype: np.dtype[Any], stream: int) -> np.ndarray[Any, Any]:
+    """Values from the memory of a device, brought to the host once the stream has come there."""
+    values = np.empty(shape, dtype)
+    _ask("cuMemcpyDtoHAsync", values.ctypes.data, address, values.nbytes, driver.CUstream(stream))
+    synchronise(stream)
+    return values
 
 
 def let_wait(waiting: int, working: int, device: int) -> None:

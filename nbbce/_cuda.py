@@ -510,9 +510,8 @@ def _fill_along_axes(
 
 def _check(call: Call, launch: _Launch, arrays: dict[str, DeviceArray]) -> None:
     """A ValueError for the first element out of its domain; waits for the device."""
-    array, memory = launch.full((1,), NOWHERE, np.int64)
+    _, memory = launch.full((1,), NOWHERE, np.int64)
     launch.launch("check", arrays, memory)
-    compiler.synchronise(launch.stream)
-    first = int(launch.library.element(array, (0,)))
+    first = int(compiler.fetch(memory.address, (), memory.dtype, launch.stream))
     if first != NOWHERE:
         raise out_of_domain(call, first)

@@ -100,8 +100,11 @@ class DeviceArray:
         return self.dtype.itemsize
 
     def __getitem__(self, index: tuple[int, ...]) -> Any:
-        """An element, brought to the host: for messages."""
-        return self.library.element(self.owner, index)
+        """An element, brought to the host: for messages, when what writes it has been waited for."""
+        from nbbce._cuda import compiler
+
+        place = self.address + sum(i * stride for i, stride in zip(index, self.strides, strict=True))
+        return compiler.fetch(place, (), self.dtype, 0).item()
 
     def broadcast_to(self, shape: tuple[int, ...]) -> DeviceArray:
         """The same memory seen in another shape, as `numpy.broadcast_to` means it; a ValueError if it does not fit."""
@@ -166,10 +169,6 @@ class Library:
     def on_stream(self, stream: int, device: int) -> AbstractContextManager[Any]:
         """Take new memory from what belongs to a stream, so that none is used again while work on it is under way."""
         return nullcontext()
-
-    def element(self, array: Any, index: tuple[int, ...]) -> Any:
-        """An element as a number on the host; waits for the device."""
-        return array[index].item()
 
     def finished(self, array: Any, stream: int) -> Any:
         """What the caller gets, once the kernel that writes it is launched."""
@@ -299,9 +298,6 @@ class Numba(Library):
         fill(array.device_ctypes_pointer.value, values, stream)
         return array
 
-    def element(self, array: Any, index: tuple[int, ...]) -> Any:
-        return array[index] if index else array.copy_to_host()[()]
-
 
 class Exchanged(Library):
     """JAX, and whatever else exchanges arrays by DLPack or offers `__cuda_array_interface__`.
@@ -346,11 +342,6 @@ class Exchanged(Library):
         fill(array.memory.ptr, np.full(shape, value, dtype), stream)
         return array
 
-    def element(self, array: Any, index: tuple[int, ...]) -> Any:
-        if isinstance(array, _Exported):
-            return array.fetched()[index].item()
-        return np.asarray(array[0][index]).item()
-
     def finished(self, array: Any, stream: int) -> Any:
         if not isinstance(array, _Exported):
             return array[0]  # the caller's own, which is kept with its view
@@ -372,7 +363,7 @@ class _Exported:
         """Its values on the host, which waits for them."""
         from nbbce._compile_cuda import fetch
 
-        return fetch(self.memory, self._stream)
+        return fetch(self.memory.ptr, self.memory.shape, self.dtype, self._stream)
 
     def __dlpack_device__(self) -> Any:
         return self.memory.__dlpack_device__()

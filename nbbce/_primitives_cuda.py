@@ -91,9 +91,10 @@ if not SIMULATED:
     float64_of_bits = _bit_cast(types.uint64, types.float64, DOUBLE)
 
     def _places(builder: Any, address: Any, index: Any, size: int) -> Any:
-        """A function (bytes, type) -> a place so many bytes behind an element, in global memory: that makes it ld.global.
+        """A function (bytes, type) -> the place so many bytes behind an element; being of global memory, by ld.global.
 
-        As a pointer with an index, not a sum of integers, LLVM sees which places are a constant apart.
+        As a pointer with an index, not a sum of integers, LLVM sees which places are a constant apart: of labels 0/1
+        in rows of ten an element then takes 29 instructions, not 38.
         """
         element = builder.inttoptr(address, ir.IntType(8 * size).as_pointer(1))
         start = builder.bitcast(builder.gep(element, [index]), I8.as_pointer(1))
@@ -145,7 +146,8 @@ if not SIMULATED:
         @intrinsic
         def load(typingctx: Any, address: Any, index: Any) -> Any:
             def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                place = _places(builder, *arguments, size)
+                address, first = arguments
+                place = _places(builder, address, first, size)
                 words = []
                 for k in range(size * width // access):
                     if per_access == 1:
@@ -217,8 +219,9 @@ if not SIMULATED:
         @intrinsic
         def store(typingctx: Any, address: Any, index: Any, values: Any) -> Any:
             def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                place = _places(builder, *arguments[:2], size)
-                words = words_of(builder, [builder.extract_value(arguments[2], k) for k in range(width)])
+                address, first, values = arguments
+                place = _places(builder, address, first, size)
+                words = words_of(builder, [builder.extract_value(values, k) for k in range(width)])
                 for k in range(0, len(words), per_access):
                     vector = words[k]
                     if per_access > 1:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numba import cuda
 
 from nbbce._blocks_cuda import kernel
@@ -30,8 +33,10 @@ def resident(kernel: Any, threads: int) -> int:
     return 2
 
 
-def synchronise(stream: int) -> None:
-    """Wait until what is on a stream so far is done: here it is."""
+def fetch(address: int, shape: tuple[int, ...], dtype: np.dtype[Any], stream: int) -> np.ndarray[Any, Any]:
+    """Values from the memory of a device, which here is that of the host."""
+    size = math.prod(shape) * dtype.itemsize
+    return np.frombuffer(ctypes.string_at(int(address), size), dtype).reshape(shape)
 
 
 def multiprocessors(device: int) -> int:

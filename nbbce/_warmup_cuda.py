@@ -50,9 +50,6 @@ class Nowhere(Library):
     def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
         return self.view(np.empty(shape, dtype))
 
-    def element(self, array: Any, index: tuple[int, ...]) -> Any:
-        return _cuda.NOWHERE  # all is in its domain
-
 
 @contextmanager
 def compiling(capability: Capability) -> Iterator[None]:
@@ -70,7 +67,7 @@ def compiling(capability: Capability) -> Iterator[None]:
         loaded=loaded,
         resident=lambda kernel, threads: 1,
         run=lambda *arguments: None,
-        synchronise=lambda stream: None,
+        fetch=lambda address, shape, dtype, stream: _cuda.NOWHERE,  # all is in its domain
         multiprocessors=lambda device: 1,
         converts_pairs=lambda device: capability >= (8, 0),
         is_capturing=lambda stream: False,

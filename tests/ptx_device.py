@@ -98,8 +98,10 @@ class Driver:
         """Whether what is launched on a stream is being recorded to a graph."""
         return False
 
-    def synchronise(self, stream: int) -> None:
-        """Wait until what is on a stream so far is done: here it is."""
+    def fetch(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], stream: int) -> np.ndarray[Any, Any]:
+        """Values from the memory of the device."""
+        start = address - memory.base
+        return memory.bytes[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape).copy()
 
     def keep_until_done(self, device: int, stream: int, arrays: Any) -> None:
         """Keep arrays until what is on a stream so far is done: here it is."""
@@ -125,9 +127,6 @@ class Ours(_device_arrays.Library):
         array = self.empty(shape, dtype, like, stream)
         array.values[...] = value
         return array
-
-    def element(self, array: Any, index: tuple[int, ...]) -> Any:
-        return array.values[index].item()
 
 
 @contextlib.contextmanager
