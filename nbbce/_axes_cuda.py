@@ -174,7 +174,7 @@ def _factor(spec: Spec) -> Any:
             away = z if y != F32(0.0) else -z
             soft = bits_of_float32(y * (F32(1.0) - y)) != U32(0)
             u = _exp_of(away)
-            # Above zero floats are in the order of their bits; a NaN is refused for its sum.
+            # Above zero floats are in the order of their bits; a NaN below it makes its product one.
             large = (-away > F32(0.0)) & (bits_of_float32(-away) > LARGEST_LOGIT)
             return u, 1.0 + u, soft | large
 
@@ -277,8 +277,8 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
             q = p - 1.0
             if (q > -NEAR_1) & (q < NEAR_1):
                 p, q = product_near_1(begin + start, depth, at, layout)
-            # In place of its first factor, which nothing else reads.
-            log = log_of_product(p, q)
+            # In place of its first factor, which nothing else reads.  Of a NaN the logarithm would be a number.
+            log = log_of_product(p, q) if p == p else p
             values[_slot(start, inverse)] = log if logits else 0.0 - log
         meet()
         small = False
@@ -347,6 +347,7 @@ def rows_kernel(spec: Spec) -> Callable[..., None]:
                     finish(total, place + k, begin + k * length, at, layout, result, kept, loss_scale, divisor)
                 meet()
                 continue
+            meet()  # what a refusal asks the warp orders no memory, and sums of products may still be read
             i = thread
             while i < count:
                 values[_slot(i, inverse)] = summand(begin + i, at, layout, numbers)

@@ -98,7 +98,7 @@ def _dense(array: DeviceArray) -> Memory:
 
 def _in_order_of_memory(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray]:
     """The arrays with their axes in the order of a result's memory: neighbouring threads write to neighbours."""
-    result = next(reversed(arrays.values()))  # an input may be broadcast, and has no order then
+    result = next(arrays[name] for name in OPERANDS[6:] if name in arrays)  # an input may be broadcast: it has no order
     axes = sorted(range(result.ndim), key=lambda axis: -abs(result.strides[axis]))
     if axes == list(range(result.ndim)):
         return arrays

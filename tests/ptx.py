@@ -4,7 +4,8 @@ It follows NVIDIA's "Parallel Thread Execution ISA".  All threads of a grid go t
 instruction at a time for those that are at it; NumPy carries them.  It knows the instructions that our kernels have,
 and any other is an error; so is an operation whose rounding the next compiler could change, an access outside of what
 was allocated or not at a multiple of its size, a barrier that some threads never come to, and an access to shared
-memory that no barrier orders behind that of another thread.
+memory that no barrier orders behind that of another thread.  The order of what different threads do to global memory,
+and fences with it, are not looked at: here all see what is written at once.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Memory:
     """The global memory of a device.  What is allocated holds garbage."""
 
     GAP = 256
-    FILLED = 1 << 26
+    GARBAGE, FILLED = 0x7F, 1 << 26  # large numbers, in every dtype: no sum hides them
 
     def __init__(self, size: int = 1 << 36) -> None:
         # Pages that nobody writes to cost nothing, so there is room for arrays of more than 2**31 elements.
@@ -62,7 +63,7 @@ class Memory:
         self.starts.append(start)
         self.ends.append(start + size)
         self.end = -(-(start + size) // self.GAP) * self.GAP
-        found[: self.FILLED] = 0xA5
+        found[: self.FILLED] = self.GARBAGE
         return found
 
     def places(self, addresses: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
@@ -84,24 +85,30 @@ class SharedMemory:
     """The shared memory of each thread block, and who touched it last."""
 
     def __init__(self, blocks: int, size: int) -> None:
-        self.bytes = np.full((blocks, size + -size % 16), 0xA5, np.uint8)
+        self.size, self.width = size, 0
+        self.bytes = np.full((blocks, size + -size % 16), Memory.GARBAGE, np.uint8)
         shape = self.bytes.shape
-        # Of the last write and the last reads: thread (-1 for several), warp (the same), and barriers passed by then.
+        # Of the last write and the last reads: thread and warp (-1: none, -2: several), and barriers passed by then.
         self.written, self.read = (
             {name: np.full(shape, -1, np.int64) for name in ("thread", "warp", "of_block", "of_warp")} for _ in range(2)
         )
 
     @staticmethod
-    def _disordered(before: Any, where: Any, now: dict[str, Any]) -> Any:
-        """Whether no barrier lies between accesses before and those of others now."""
+    def _hold_in_order(before: Any, where: Any, now: dict[str, Any], says: str) -> None:
+        """A Fault if no barrier lies between accesses before and those of others now."""
         others = before["thread"][where] != now["thread"]
         behind_of_block = now["of_block"] > before["of_block"][where]
         behind_of_warp = (before["warp"][where] == now["warp"]) & (now["of_warp"] > before["of_warp"][where])
         seen = before["of_block"][where] >= 0
-        return seen & others & ~behind_of_block & ~behind_of_warp
+        disordered = np.flatnonzero(seen & others & ~behind_of_block & ~behind_of_warp)
+        if disordered.size:
+            k = disordered[0]
+            other, offset = before["thread"][where][k], where[1][k]
+            told = "several threads" if other < 0 else f"thread {other}"
+            raise Fault(f"{says} of {told}: thread {now['thread'][k]} at byte {offset}")
 
     def _note_reads(self, where: Any, now: dict[str, Any]) -> None:
-        """Note who reads: of several threads or warps since the last barrier none alone."""
+        """Note who reads; if several threads or warps have since the last barrier, that they are several."""
         read = {name: values[where] for name, values in self.read.items()}
         since = read["of_block"] == now["of_block"]
         of_warps = since & (read["warp"] != now["warp"])
@@ -115,16 +122,17 @@ class SharedMemory:
 
     def touch(self, block: Any, offset: Any, size: int, now: dict[str, Any], writes: bool) -> None:
         """Note accesses; a Fault if they race with others."""
-        if ((offset < 0) | (offset + size > self.bytes.shape[1]) | (offset % size != 0)).any():
+        if ((offset < 0) | (offset + size > self.size) | (offset % size != 0)).any():
             raise Fault("access to shared memory outside of it, or not at a multiple of its size")
-        where = (block, offset)  # an access is to whole words, so its first byte stands for all
-        if self._disordered(self.written, where, now).any():
-            raise Fault("access to shared memory races with a write")
+        if size != (self.width or size):
+            raise Fault("accesses to shared memory are of one size here: the first byte of each stands for all")
+        self.width = size
+        where = (block, offset)
+        self._hold_in_order(self.written, where, now, "access to shared memory races with a write")
         if not writes:
             self._note_reads(where, now)
             return
-        if self._disordered(self.read, where, now).any():
-            raise Fault("write to shared memory races with a read")
+        self._hold_in_order(self.read, where, now, "write to shared memory races with a read")
         if np.unique(block * self.bytes.shape[1] + offset).size != len(offset):
             raise Fault("two threads write to the same place of shared memory at once")
         for name, values in now.items():
@@ -258,6 +266,8 @@ def is_float(kind: str) -> bool:
 
 def quotient(a: Any, b: Any) -> Any:
     """Of integers, rounded towards zero."""
+    if (b == 0).any():
+        raise Fault("an integer is divided by zero")
     if a.dtype.kind == "u":
         return a // b
     whole = np.abs(a) // np.abs(b)
@@ -300,6 +310,22 @@ COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     "num": lambda a, b: (a == a) & (b == b),
     "nan": lambda a, b: (a != a) | (b != b),
 }
+
+
+# What computes gives this NaN, whatever those it was given; what moves and chooses leaves them as they are.
+NAN = {"f16": 0x7FFF, "f32": 0x7FFFFFFF, "f64": 0x7FF8000000000000}
+COMPUTING = ("add", "sub", "mul", "fma", "div", "rcp", "neg", "abs", "min", "max", "cvt", "lg2")
+
+
+def with_nan_of_device(kind: str, values: Any) -> Any:
+    """Values with each NaN as a device has it."""
+    values = np.asarray(values, DTYPES[kind])
+    is_nan = np.isnan(values)
+    return (
+        np.where(is_nan, np.array(NAN[kind], f"u{values.itemsize}").view(values.dtype), values)
+        if is_nan.any()
+        else values
+    )
 
 
 def pair_of_halves(kind: str, high: Any, low: Any) -> Any:
@@ -368,7 +394,7 @@ def simple(instruction: Instruction) -> tuple[str, tuple[str, ...], Callable[...
             assert tuple(mode) == (("rn",) if rounds else ()), instruction.text
             return result, (kind,), lambda a: a.astype(DTYPES[result])
         case "lg2", ("approx",):
-            return kind, (kind,), np.log2  # what a device gives is within 2**-22 of it
+            return kind, (kind,), np.log2  # a device gives what is near
     raise Fault(f"no such instruction is known: {instruction.text}")
 
 
@@ -425,7 +451,8 @@ class _Run:
         if found is None:
             kind = self.kernel.registers[re.match(r"%(\D+)", name)[1]]  # type: ignore[index]
             dtype = bool if kind == "pred" else f"u{BITS[kind] // 8}"
-            found = self.registers[name] = np.zeros(self.thread.size, dtype)
+            found = self.registers[name] = np.empty(self.thread.size, dtype)
+            found.view(np.uint8)[...] = kind == "pred" or Memory.GARBAGE
         return found
 
     def value(self, operand: str, kind: str, lanes: Any) -> Any:
@@ -534,7 +561,7 @@ class _Run:
         of_block, reduces = waits_for_block(instruction), "red" in instruction.suffixes
         if not of_block and (self.value(operands[-1], "s32", lanes) != EVERYONE).any():
             raise Fault(f"not for the whole warp: {instruction.text}")
-        if of_block and int(operands[1 if reduces else 0]) != 0:
+        if of_block and operands[1 if reduces else 0 : 2 if reduces else None] != ("0",):
             raise Fault(f"a barrier of its own: {instruction.text}")
         group = (-1, self.threads if of_block else WARP)
         match text:
@@ -623,7 +650,8 @@ class _Run:
             # Threads that have ended are not waited for by a thread block; our kernels have none that end early.
             lanes = np.flatnonzero(np.repeat(there.all(1), size))
             if lanes.size:
-                assert not instruction.guard
+                if instruction.guard:
+                    raise Fault(f"a barrier for some: {instruction.text}")
                 if self.tally:
                     self.tally.count_instruction(self.warp[lanes])
                 self.meet(instruction, lanes)
@@ -656,9 +684,11 @@ def step_of(instruction: Instruction) -> Any:
     kind, kinds, function = simple(instruction)
     name, *operands = instruction.operands
     given = list(zip(operands, kinds, strict=True))
+    may_be_nan = instruction.opcode in COMPUTING and kind in NAN
 
     def step(run: _Run, lanes: Any) -> None:
-        run.set(name, function(*(run.value(operand, of, lanes) for operand, of in given)), kind, lanes)
+        result = function(*(run.value(operand, of, lanes) for operand, of in given))
+        run.set(name, with_nan_of_device(kind, result) if may_be_nan else result, kind, lanes)
 
     return step
 

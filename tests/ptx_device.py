@@ -69,7 +69,9 @@ class Driver:
     def __init__(self, capability: tuple[int, int]) -> None:
         self.capability = capability
         self.kernels: dict[Any, Loaded] = {}
-        """Those that were launched, by spec."""
+        """By spec."""
+        self.launched: list[Any] = []
+        """Specs of what ran."""
         self.tally: ptx.Tally | None = None
 
     def loaded(self, spec: Any, device: int) -> Loaded:
@@ -80,6 +82,7 @@ class Driver:
 
     def run(self, kernel: Loaded, device: int, stream: int, grid: int, threads: int, arguments: Any) -> None:
         """Run a kernel to its end."""
+        self.launched.append(kernel.spec)
         ptx.run(kernel.kernel, memory, grid, threads, arguments, tally=self.tally)
 
     def resident(self, kernel: Loaded, threads: int) -> int:

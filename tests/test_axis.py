@@ -417,6 +417,16 @@ def test_a_bad_element_among_hard_labels_makes_only_its_own_sum_nan(family):
                 kind.value(x, y, reduction="sum", axis=axis)
 
 
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("length", [2, 10, 20, 100, 2000])
+def test_nan_logit_of_either_sign_makes_only_its_own_sum_nan(length, dtype):
+    for sign, label, axis in itertools.product((1.0, -1.0), (0.0, 1.0), (0, 1)):
+        logits, labels = np.full((96, length), 0.25, dtype), np.full((96, length), label, dtype)
+        logits[70, 1] = np.copysign(np.nan, sign)
+        result = nbbce.binary_cross_entropy_with_logits(logits, labels, reduction="sum", axis=axis)
+        assert np.flatnonzero(np.isnan(result)).tolist() == [70 if axis else 1]
+
+
 def test_negative_zeros_are_zeros():
     x, y, losses = hard_arrays("probabilities", "usual", (300, 10))
     x[50], y[50], losses[50] = -0.0, -0.0, 0

@@ -2120,7 +2120,7 @@ $multiply    full, near = rows if groups == each else rows * each, U64(0)
                     product[i] = $product
     logs = array_at(logs_at, products, F64)
     for i in range(products):
-        logs[i] = $log_of_product(product[i], rest[i])
+        logs[i] = $log
     add_places(logs, lanes, rows, each, groups == each, out)
     small = U64(0)
     for row in range(U64(rows)):
@@ -2141,7 +2141,7 @@ HARD_FACTORS = {
 """,
     "u": "-F64(F32(1.0) + v if v < F32(0.0) else v)",
     "product": "product[i] * factor_of_signed(F64(v))",
-    "log_of_product": "0.0 - log_of_product",
+    "log": "0.0 - log_of_product(product[i], rest[i])",
     "least": "0.0",
 }
 LOGITS_FACTORS = {
@@ -2173,7 +2173,8 @@ LOGITS_FACTORS = {
 """,
     "u": "exp_of_signed(v)",
     "product": "fma(exp_of_signed(v), product[i], product[i])",
-    "log_of_product": "log_of_product",
+    # Of a NaN the logarithm would be a number; one on the right side of its label is not above the largest logit.
+    "log": "log_of_product(product[i], rest[i]) if product[i] == product[i] else np.nan",
     "least": "LEAST_LOGITS_SUM",
 }
 
