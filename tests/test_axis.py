@@ -427,6 +427,42 @@ def test_nan_logit_of_either_sign_makes_only_its_own_sum_nan(length, dtype):
         assert np.flatnonzero(np.isnan(result)).tolist() == [70 if axis else 1]
 
 
+STRANGE = [np.nan, -np.nan, np.inf, -np.inf, -0.0, 1e-45, -1e-45, 1.0, 1 + 2.0**-7, 88.0, -104.0, 750.0, 3e38, -3e38]
+
+
+@two_families
+@pytest.mark.parametrize("seed", range(30))
+def test_random_sums_are_nan_and_infinite_where_an_element_is(seed, family):
+    rng, value = np.random.default_rng(seed), FAMILIES[family].value
+    for _ in range(20):
+        dtype, ndim = rng.choice(FLOATS), rng.integers(1, 4)
+        shape = tuple(rng.integers(1, (5000, 110, 25)[ndim - 1], ndim))
+        axis = tuple(np.flatnonzero(rng.random(ndim) < 0.6))
+        x, y = rng.random(shape), rng.random(shape)
+        y = np.where(rng.random(shape) < rng.choice([0, 0.5, 1]), y, y < 0.5)
+        places = rng.integers(x.size, size=2)
+        x.flat[places] = rng.choice(STRANGE, 2)
+        if rng.random() < 0.3:
+            y.flat[rng.choice([places[0], rng.integers(x.size)])] = rng.choice(STRANGE)
+        with np.errstate(over="ignore"):
+            x, y = x.astype(dtype), y.astype(dtype)
+        a, b = x.astype("float64"), y.astype("float64")
+        good_label, where = (b >= 0) & (b <= 1), rng.random(shape) < 0.9
+        if family == "logits":
+            nan, infinite = np.isnan(a) | ~good_label, ((a == np.inf) & (b < 1)) | ((a == -np.inf) & (b > 0))
+        else:
+            nan, infinite = ~((a >= 0) & (a <= 1) & good_label), np.zeros(shape, bool)
+        options = {"reduction": "sum", "axis": axis, "dtype": "float64", "validate": False}
+        options |= {"where": where} if rng.random() < 0.5 else {}
+        if "where" in options:
+            nan, infinite = nan & where, infinite & where
+        result = value(x, y, **options)
+        np.testing.assert_array_equal(np.isnan(result), nan.any(axis), str((dtype, shape, axis)))
+        np.testing.assert_array_equal(
+            np.isposinf(result), infinite.any(axis) & ~nan.any(axis), str((dtype, shape, axis))
+        )
+
+
 def test_negative_zeros_are_zeros():
     x, y, losses = hard_arrays("probabilities", "usual", (300, 10))
     x[50], y[50], losses[50] = -0.0, -0.0, 0
