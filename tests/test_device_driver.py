@@ -35,9 +35,9 @@ def output_of(*arguments):
 
 
 def test_arrays_of_numba_and_those_that_offer_themselves_pass_their_tests():
-    chosen = "(numba or offered) and (out_of or validation_names or mean_over or (view_of and row-none))"
+    chosen = "(numba or offered) and (out_of or again or validation_names or mean_over or (view_of and row-none))"
     text = output_of("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu", "-k", chosen)
-    assert re.search(r"^10 passed", text, re.MULTILINE), text
+    assert re.search(r"^12 passed", text, re.MULTILINE), text
 
 
 @pytest.mark.parametrize(

@@ -567,6 +567,15 @@ def test_out_of_the_library_takes_the_bits_of_the_cpu(library, rng):
         devices.assert_same_bits(library.fetch(one), np.asarray(other))
 
 
+def test_what_comes_back_goes_in_again(library, rng):
+    x, y = arrays_for(rng, LOGITS[0], 5001)
+    function, stream = nbbce.binary_cross_entropy_with_logits, None if isinstance(library, Jax) else library.stream()
+    losses = function(library.place(x), library.place(y), reduction="none", stream=stream)
+    got = function(losses, library.place(y), reduction="none", stream=stream)
+    expected = function(function(x, y, reduction="none"), y, reduction="none")
+    devices.assert_same_bits(library.fetch(got), expected)
+
+
 # --------------------------------------------------------------------------------------------------------- PyTorch
 def test_tensor_that_requires_its_gradient_is_read_and_the_results_do_not(torch, rng):
     x, y = arrays_for(rng, LOGITS[2], 5001)
