@@ -174,7 +174,7 @@ def _factor(spec: Spec) -> Any:
             away = z if y != F32(0.0) else -z
             soft = bits_of_float32(y * (F32(1.0) - y)) != U32(0)
             u = _exp_of(away)
-            # Above zero floats are in the order of their bits; a NaN below it makes its product one.
+            # Above zero floats are in the order of their bits; a NaN makes its product one, whose sum is refused.
             large = (-away > F32(0.0)) & (bits_of_float32(-away) > LARGEST_LOGIT)
             return u, 1.0 + u, soft | large
 

@@ -31,6 +31,7 @@ NO_DOUBT, BITS_OF_ONE, MOST_DOUBT = U32(0), U32(0x3F800000), U32(0xFFFFFFFF)
 OPERANDS = "input target weight pos_weight grad_output where loss gradient hessian".split()
 ADDRESSES, SIZES, NUMBERS = len(OPERANDS) + 4, 1, 9
 # What the layout of a sum along axes has behind the strides of its operands (see _axes_cuda.py).
+# Rows: elements of a row, and of a block; its rows; what an index is multiplied by to find its place in shared memory.
 # Columns: rows and columns that there are; of a tile its columns, how many there are, segments, and thread blocks that
 # share it; columns of the last tile; then, of it and of the others, rows side by side and those above each other.
 COLUMN_NUMBERS = "rows columns tile tiles segments shared_by last_width last_side last_depth side depth".split()

@@ -3191,7 +3191,7 @@ def logits_row_products_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
                     product[i] = fma(exp_of_signed(v), product[i], product[i])
     logs = array_at(logs_at, products, F64)
     for i in range(products):
-        logs[i] = log_of_product(product[i], rest[i]) if product[i] == product[i] else np.nan
+        logs[i] = log_of_product(product[i], rest[i]) if product[i] == product[i] else np.nan  # of a NaN it is a number
     add_places(logs, lanes, rows, each, groups == each, out)
     small = U64(0)
     for row in range(U64(rows)):

@@ -2173,8 +2173,8 @@ LOGITS_FACTORS = {
 """,
     "u": "exp_of_signed(v)",
     "product": "fma(exp_of_signed(v), product[i], product[i])",
-    # Of a NaN the logarithm would be a number; one on the right side of its label is not above the largest logit.
-    "log": "log_of_product(product[i], rest[i]) if product[i] == product[i] else np.nan",
+    # A NaN on the right side of its label is not above the largest logit.
+    "log": "log_of_product(product[i], rest[i]) if product[i] == product[i] else np.nan  # of a NaN it is a number",
     "least": "LEAST_LOGITS_SUM",
 }
 
