@@ -554,7 +554,7 @@ def sum_kernel(spec: Spec) -> Callable[..., None]:
         numbers = (keep, half, positive, gamma, alpha, alpha_of_0)
         if counted and kept != 0:
             divisor = read(kept, I64(0))[0]
-            gradient_scale = gradient_scale / divisor
+            gradient_scale = gradient_scale / divisor if divisor > 0.0 else 0.0
         thread, threads = I64(cuda.threadIdx.x), I64(cuda.blockDim.x)
         warps = (I64(cuda.gridDim.x) * threads) >> I64(5)
         blocks = (size + I64(BLOCK - 1)) // I64(BLOCK)

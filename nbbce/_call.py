@@ -139,7 +139,7 @@ def _array(function: str, name: str, value: Any) -> Array:
         raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {_describe(value)}")
     elif isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{function}: {name!r} must have no mask of its own (see 'where'); got a masked array")
-    return value if isinstance(value, np.ndarray) else np.asarray(value)
+    return np.asarray(value)  # also of subclasses, whose indexing may be another, as that of numpy.matrix
 
 
 def _real(function: str, name: str, value: Any, computed: Any = np.float64) -> Array:
@@ -543,7 +543,7 @@ def gradient_scale(call: Call) -> float:
     """What every element's gradient is multiplied by: the numbers among the weights, over the count for a mean."""
     scale = call.weight_number * call.grad_output_number
     if call.reduction == "mean" and call.counts is None:
-        return scale / call.count if call.count else math.nan
+        return scale / call.count if call.count else 0.0  # of what is left out, as all is, the gradient is 0
     return scale
 
 

@@ -413,7 +413,8 @@ def _plan_of_axes(call: Call, arrays: tuple[Array | None, ...], shares: bool, re
     kept = tuple(d for d in range(x.ndim) if d not in axes)
     columns, tile = columns_of(x.shape, axes)
     outer = tuple(d for d in kept if d not in columns)
-    operands = tuple(None if a is None else a.transpose((*outer, *axes, *columns)) for a in arrays)
+    # `numpy.matrix` would keep two dimensions below, where one is looked for; it may still come in as an `out`.
+    operands = tuple(None if a is None else np.asarray(a).transpose((*outer, *axes, *columns)) for a in arrays)
     rows = math.prod(x.shape[d] for d in axes)
     width = math.prod(x.shape[d] for d in columns)
     groups = math.prod(x.shape[d] for d in outer)

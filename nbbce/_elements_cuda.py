@@ -691,7 +691,8 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
         at = (x, y, w, p, g, m, loss, gradient, hessian)
         numbers = (keep, half, positive, gamma, alpha, alpha_of_0)
         if counted and kept != 0:
-            gradient_scale = gradient_scale / read_count(kept, I64(0))[0]
+            count = read_count(kept, I64(0))[0]
+            gradient_scale = gradient_scale / count if count > 0.0 else 0.0
         thread = I64(cuda.blockIdx.x) * I64(cuda.blockDim.x) + I64(cuda.threadIdx.x)
         threads = I64(cuda.gridDim.x) * I64(cuda.blockDim.x)
         stop, step = I64(size // width * width), I64(at_once * threads * width)

@@ -919,7 +919,7 @@ def focal_loss_float64(z, y, gamma, positive, negative):
     product, error = two_product_float64(loss, loss_error, power, power_error)
     product, error = two_product_float64(product, error, again, again_error)
     product, error = two_product_float64(product, error, share, share_error)
-    return 0.0 if share == 0.0 else product + error, late
+    return 0.0 if share == 0.0 and z == z else product + error, late
 
 
 # Its derivative, share (1-p_t)^gamma (l' + gamma l (1-2y) e / ((1+e) (wrong + right e))).

@@ -12,6 +12,7 @@ from devices import (
     LOGITS,
     PROBABILITIES,
     aligned,
+    as_tuple,
     assert_same_bits,
     called_on_both,
     labels,
@@ -162,6 +163,15 @@ def test_nan_of_either_sign_is_the_loss_of_its_row_or_column_alone(function, axi
             x[7, 9] = np.copysign(np.nan, sign)
             losses = function(place(x), place(y), axis=axis).copy_to_host()
             assert np.flatnonzero(np.isnan(losses)).tolist() == [{None: 0, 0: 9, 1: 7}[axis]]
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("function", [GRADIENT, BOTH, WITH_HESSIAN])
+def test_gradient_of_a_mean_whose_mask_keeps_nothing_is_0(function, axis, device):
+    x, y = pair((5, 8))
+    nothing = np.zeros((5, 8), bool)
+    *_, gradient = as_tuple(function(place(x), place(y), where=place(nothing), axis=axis))
+    assert not gradient.copy_to_host().any()
 
 
 @pytest.mark.parametrize("length", [10, 40])

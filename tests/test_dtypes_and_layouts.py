@@ -530,3 +530,17 @@ def test_results_own_their_memory(x):
 def test_weight_may_be_any_real_number_of_python(weight, loss):
     # w log 2, rounded: 0.693147180559945309417... and half of it
     assert binary_cross_entropy(np.array([0.5]), np.array([1]), weight, "sum") == loss
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_matrices_are_taken_as_arrays_of_their_memory(axis, rng):
+    # Each index of a matrix is two-dimensional, also in rows of more than 1024 elements, whose first one is looked at.
+    x, y, weight = rng.random((3, 2000)), rng.random((3, 2000)) < 0.5, rng.random((3, 2000)).astype("float32")
+    function, options = binary_cross_entropy_value_and_grad, {"reduction": "sum", "axis": axis}
+    expected = function(x, y, weight, where=y, **options)
+    out = (None, np.matrix(np.zeros(x.shape)))
+    got = function(*map(np.matrix, (x, y, weight)), where=np.matrix(y), out=out, **options)
+    assert got[1] is out[1]
+    np.testing.assert_array_equal(got[0], expected[0])
+    np.testing.assert_array_equal(np.asarray(got[1]), expected[1])

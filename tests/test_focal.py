@@ -791,3 +791,11 @@ def every_measurement():
 
 if __name__ == "__main__":
     print(json.dumps(every_measurement() if sys.argv[1:] == ["memory"] else every_answer()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_logit_gives_nan_where_its_label_has_no_share(dtype):
+    for alpha, label in ((1.0, 0.0), (0.0, 1.0)):
+        logits, labels = np.array([np.nan, -np.nan, np.inf, -np.inf, 1.0], dtype), np.full(5, label, dtype)
+        losses = sigmoid_focal_loss(logits, labels, alpha=alpha)
+        np.testing.assert_array_equal(losses, np.array([np.nan, np.nan, 0, 0, 0], dtype))

@@ -7,6 +7,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from reference import mp
 
+import nbbce
 from nbbce import binary_cross_entropy_grad
 
 WIDE = ["float32", "float64"]
@@ -317,3 +318,13 @@ def test_gradient_has_the_shape_and_dtype_of_the_input(dtype, reduction, shape):
 
 def test_gradient_of_the_mean_over_nothing_is_empty():
     assert gradients(np.zeros((0, 3)), np.zeros((0, 3)), reduction="mean").shape == (0, 3)
+
+
+def test_gradient_of_a_mean_whose_mask_keeps_nothing_is_0():
+    x, y = np.array([0.5, 0.2]), np.array([1, 0])
+    for function in (nbbce.binary_cross_entropy_value_and_grad, nbbce.binary_cross_entropy_with_logits_value_and_grad):
+        with pytest.warns(RuntimeWarning, match=r"^Mean of empty slice\.$"):
+            value, gradient = function(x, y, where=False)
+        assert np.isnan(value)
+        np.testing.assert_array_equal(gradient, [0, 0])
+    np.testing.assert_array_equal(nbbce.binary_cross_entropy_with_logits_grad_and_hess(x, y, where=False), 0)
