@@ -321,11 +321,9 @@ def with_nan_of_device(kind: str, values: Any) -> Any:
     """Values with each NaN as a device has it."""
     values = np.asarray(values, DTYPES[kind])
     is_nan = np.isnan(values)
-    return (
-        np.where(is_nan, np.array(NAN[kind], f"u{values.itemsize}").view(values.dtype), values)
-        if is_nan.any()
-        else values
-    )
+    if not is_nan.any():
+        return values
+    return np.where(is_nan, np.array(NAN[kind], f"u{values.itemsize}").view(values.dtype), values)
 
 
 def pair_of_halves(kind: str, high: Any, low: Any) -> Any:

@@ -11,7 +11,6 @@ import atexit
 import ctypes
 import itertools
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -178,18 +177,11 @@ ENTRY = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_uint64] * 6)
 kept: list[Any] = [ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(_function)]
 
 
-def compiler() -> str | None:
-    """A compiler of C."""
-    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-
-
 def install(launching: bool = True) -> None:
     """Let this be the driver of the process, before anything asks for one; `launching`: kernels run."""
     with tempfile.TemporaryDirectory() as folder:
         path, source = Path(folder) / "libcuda.so.1", Path(__file__).with_name("libcuda.c")
-        subprocess.run(
-            [str(compiler()), "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(path), str(source)], check=True
-        )
+        subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(path), str(source)], check=True)
         library = ctypes.CDLL(
             str(path), ctypes.RTLD_GLOBAL
         )  # one of that name is there now, and no other is looked for
