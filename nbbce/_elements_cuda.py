@@ -463,10 +463,10 @@ def _derivative(spec: Spec, what: str) -> Any:
 
         @device
         def whole(x, y, a, b, w, scale):
-            value = T(formula(F64(x), a, b)) if shares else formula(x, y)
+            value = formula(F64(x), a, b) if shares else formula(x, y)
             if weighted:
                 return T(F64(value) * (w * scale))
-            return T(F64(value) * scale) if scaled else value
+            return T(F64(value) * scale) if scaled else T(value)
 
     @device
     def gradient(x, y, a, b, w, scale, numbers):

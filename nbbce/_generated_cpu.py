@@ -159,13 +159,15 @@ STEEP_64, STEEP_REST_64 = 1e12, 0.0
 # Adding and taking off 1.5 * 2^23 (2^52) rounds to an integer, which then stands in the low bits of the sum.
 LOG2_E_32, ROUND_32 = F32(1.4426950216293335), F32(12582912.0)
 LOG2_E_64, ROUND_64 = 1.4426950408889634, 6755399441055744.0
-# exp(-away) is 0 beyond HELD_AWAY, where it is held.  Beyond LATE_FROM it is kept LATE times too large, so that what
-# ends below the normal numbers is rounded there once, in the last step.
-HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(80.0), F32(2.0**-64)
-BITS_OF_LATE_FROM_32 = U32(0x42A00000)
-HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
+# exp(-away) is 0 beyond HELD_AWAY.  Beyond LATE_FROM it is kept 1/LATE times too large, so that what ends below the
+# normal numbers is rounded there once, in the last step, and a large weight may still bring it back.
+HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(150.0), F32(86.0), F32(2.0**-96)
+HELD_AWAY_64, LATE_FROM_64, LATE_64 = 1300.0, 600.0, 2.0**-860
 # The same where float32 terms meet in float64.
-HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
+HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(220.0), F32(80.0), 2.0**-200
+BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
+# And for the powers of the focal loss, of which three may be multiplied.
+HELD_FOCAL, LATE_FOCAL = 760.0, 2.0**-256
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 
@@ -335,7 +337,7 @@ def shares_wide_loss(x, a, b, t, q, e, g, h):
     return fma(w_far, far, w_near * near)
 
 
-# The loss of such shares in float64.
+# The loss of such shares in float64.  b may be infinite, and the terms of log t have both signs.
 @formula
 def shares_loss_float64(x, a, b):
     beyond_half = x > 0.5
@@ -343,7 +345,8 @@ def shares_loss_float64(x, a, b):
     w_far, w_near = (a, b) if beyond_half else (b, a)
     e, m = split_float64(HELD_64 if t < HELD_64 else t)
     small = fma(-w_far, log_rest_float64(e, m), w_near * near_end_float64(t))
-    return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
+    loss = fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
+    return b if b == np.inf and x < 1.0 else loss
 
 
 # What a number that float32 results are multiplied by leaves to do in float64: 1 between LEAST_SCALE and
@@ -379,8 +382,8 @@ def inner_gradient_float32(x, y, scale, inverse, rest):
 
 
 # The same anywhere, with x(1-x) no smaller than 1e-12.  Within 1e-12 of an end this floor rules:
-# u/(1-t) - v 1e12, where v is the weight of the far end and 1/(1-t) = 1+t+t^2 to the last bit; the
-# largest terms first, for what they leave when they cancel.
+# u/(1-t) - v 1e12, where v is the weight of the far end and 1/(1-t) = 1+t+t^2 to the last bit.  What
+# is small beside the largest terms, even where they cancel, is added with the scale: two roundings in all.
 @formula
 def gradient_float32(x, y, scale, inverse, rest):
     q, _ = inner_gradient_float32(x, y, scale, inverse, rest)
@@ -392,9 +395,11 @@ def gradient_float32(x, y, scale, inverse, rest):
     u = y if beyond_half else z
     v_error = z_error if beyond_half else F32(0.0)
     u_error = F32(0.0) if beyond_half else z_error
-    steep = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(-v, STEEP_32, u) + fma(u, fma(t, t, t), u_error)))
+    steep = fma(-v, STEEP_32, u)
+    small = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(u, fma(t, t, t), u_error)))
+    steep = fma(steep, scale, scale * fma(steep, rest, small))
     steep = -steep if beyond_half else steep
-    return fma(steep, scale, steep * (scale * rest)) if t <= FLOOR_32 else q
+    return steep if t <= FLOOR_32 else q
 
 
 # The same in float64, without a scale.  Numerator n and denominator d are kept with their rounding
@@ -425,7 +430,7 @@ def gradient_float64(x, y):
 
 
 # The gradient of such shares, a/(1-x) - b/x.  The numerator a x - b (1-x) cancels at x = b/(a+b), so its
-# products are kept with their errors too.
+# products are kept with their errors too.  An infinite quotient has no residual.
 @formula
 def shares_gradient_float64(x, a, b):
     r = 1.0 - x
@@ -439,9 +444,10 @@ def shares_gradient_float64(x, a, b):
     d_error = fma(x, r_error, fma(x, r, -d))
     reciprocal = 1.0 / d
     q = n * reciprocal
-    q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    better = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    q = better if better == better else q
     t, u, v = (r, b, a) if x > 0.5 else (x, a, b)
-    steep = fma(-v, STEEP_64, fma(u, t, u))
+    steep = fma(-v, STEEP_64, u * (1.0 + t))
     steep = -steep if x > 0.5 else steep
     return steep if t <= FLOOR_64 else q
 
@@ -460,7 +466,7 @@ def shares_gradient_float64(x, a, b):
 # logit that nothing on the wrong side pays for costs 0: |z| is then not multiplied by that 0.
 
 
-# exp(-away) = (1 + (r + s)) 2^k for away in [0, 150]: returns r, s and a number with k in its low bits.
+# exp(-away) = (1 + (r + s)) 2^k for away in [0, 220]: returns r, s and a number with k in its low bits.
 # -away = k log 2 + r + low; k LOG2_HIGH is exact and so is r.  s is small: only r + s is left to round.
 @formula
 def exp_parts_float32(away):
@@ -477,7 +483,7 @@ def exp_parts_float32(away):
     return r, fma(vv, p, low), shifted
 
 
-# The same in float64, for away in [0, 760].
+# The same in float64, for away in [0, 1300].
 @formula
 def exp_parts_float64(away):
     shifted = fma(away, -LOG2_E_64, ROUND_64)
@@ -498,24 +504,31 @@ def exp_parts_float64(away):
     return r, fma(vv, p, low), shifted
 
 
-# exp(-away) for away in [0, HELD_AWAY], as u * late: late is 1 unless the product may be subnormal.
+# exp(-away) for away >= 0, as (u + error) late: late is 1 unless the product may be subnormal, and
+# error is by how much u was rounded.
 @formula
 def exp_float32(away):
-    far = away > LATE_FROM_32
-    r, s, shifted = exp_parts_float32(away)
-    k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
+    far, gone = away > LATE_FROM_32, away > HELD_AWAY_32
+    r, s, shifted = exp_parts_float32(HELD_AWAY_32 if gone else away)
+    k = U32(bits_of_float32(shifted) + (U32(96) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
-    return fma(r + s, power, power), LATE_32 if far else F32(1.0)
+    power = F32(0.0) if gone else power
+    v = r + s
+    u = fma(v, power, power)
+    return u, fma(v, power, power - u), LATE_32 if far else F32(1.0)
 
 
 # The same in float64.
 @formula
 def exp_float64(away):
-    far = away > LATE_FROM_64
-    r, s, shifted = exp_parts_float64(away)
-    k = U64(bits_of_float64(shifted) + (U64(256) if far else U64(0)))
+    far, gone = away > LATE_FROM_64, away > HELD_AWAY_64
+    r, s, shifted = exp_parts_float64(HELD_AWAY_64 if gone else away)
+    k = U64(bits_of_float64(shifted) + (U64(860) if far else U64(0)))
     power = float64_of_bits(U64(U64(k << U64(52)) + U64(0x3FF0000000000000)))
-    return fma(r + s, power, power), LATE_64 if far else 1.0
+    power = 0.0 if gone else power
+    v = r + s
+    u = fma(v, power, power)
+    return u, fma(v, power, power - u), LATE_64 if far else 1.0
 
 
 # 1 - log(1+u)/u, by how much log(1+u) falls short of u in [0, 1]: log(1+u) = u - u^2/2 + u^3 H(u).
@@ -533,7 +546,7 @@ def log1p_short_float32(u):
 
 
 # The same in float64.  With s = u/(2+u), log(1+u) = 2 atanh s = 2s + s z Q(z), z = s^2 in [0, 1/9]: the
-# polynomial of near_end_float64; and 2s = u - u s, so log(1+u) = u - s (u - z Q(z)).
+# polynomial of near_end_float64; and 2s = u - u s, so log(1+u) = u - u (s - z Q(z) / (2+u)).
 @formula
 def log1p_short_float64(u):
     over = 1.0 / (2.0 + u)
@@ -549,7 +562,7 @@ def log1p_short_float64(u):
     q_odd = fma(q_odd, zz, NEAR_64_3)
     q_odd = fma(q_odd, zz, NEAR_64_1)
     q = fma(q_odd, z, q)
-    return over * fma(-z, q, u)
+    return fma(-z * over, q, s)
 
 
 # The loss.  `wrong` is the label's share on the wrong side and `error` its rounding error; `whole` is
@@ -558,24 +571,27 @@ def log1p_short_float64(u):
 @formula
 def loss_of_sides_float32(z, wrong, error, whole):
     a = -z if z < F32(0.0) else z
-    held = HELD_AWAY_32 if a > HELD_AWAY_32 else a
-    u, late = exp_float32(held)
+    u, _, late = exp_float32(a)
     short = log1p_short_float32(u * late)
     clear = wrong == F32(0.0)
-    u *= whole if clear else whole * late
-    return fma(-u, short, fma(wrong, F32(0.0) if clear else a, error * held)) + u, late if clear else F32(1.0)
+    whole *= F32(1.0) if clear else late
+    paid = fma(wrong, F32(0.0) if clear else a, error * (HELD_AWAY_32 if a > HELD_AWAY_32 else a))
+    u *= whole
+    return fma(-u, short, paid) + u, late if clear else F32(1.0)
 
 
-# The same in float64.
+# The same in float64.  What u was rounded by counts for 1/(1+u) of it, for which 3/4 will do:
+# within 1.8 ULP, and 2.3 without it.
 @formula
 def loss_of_sides_float64(z, wrong, error, whole):
     a = -z if z < 0.0 else z
-    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
-    u, late = exp_float64(held)
+    u, u_error, late = exp_float64(a)
     short = log1p_short_float64(u * late)
     clear = wrong == 0.0
-    u *= whole if clear else whole * late
-    return fma(-u, short, fma(wrong, 0.0 if clear else a, error * held)) + u, late if clear else 1.0
+    whole *= 1.0 if clear else late
+    paid = fma(wrong, 0.0 if clear else a, error * (HELD_AWAY_64 if a > HELD_AWAY_64 else a))
+    u *= whole
+    return fma(-u, short, fma(whole * u_error, 0.75, paid)) + u, late if clear else 1.0
 
 
 # The gradient, scaled, from e = exp(-|z|) = (1+v) power: n/d with d = 1+e, and n = 1 - y d for z > 0,
@@ -601,7 +617,7 @@ def gradient_of_exp_float32(z, y, v, power, scale, inverse, rest):
 @formula
 def gradient_of_sides_float64(z, wrong, wrong_error, right, right_error):
     a = -z if z < 0.0 else z
-    u, late = exp_float64(HELD_AWAY_64 if a > HELD_AWAY_64 else a)
+    u, _, late = exp_float64(a)
     clear = wrong == 0.0
     e = u * late
     v, last = (u, late) if clear else (e, 1.0)
@@ -616,34 +632,34 @@ def gradient_of_sides_float64(z, wrong, wrong_error, right, right_error):
     return q if z > 0.0 else -q, last
 
 
-# The hessian, in the same way: whole e / (1+e)^2.
+# The hessian, in the same way: whole e / (1+e)^2, within 1 ULP.
 @formula
 def hessian_of_sides_float32(z, whole):
     a = -z if z < F32(0.0) else z
-    u, late = exp_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
+    u, u_error, late = exp_float32(a)
     e = u * late
     root = F32(1.0) + e
     d = root * root
-    d_error = fma(root, root, -d) + F32(2.0) * root * ((F32(1.0) - root) + e)
+    d_error = fma(F32(2.0) * root, fma(u_error, late, (F32(1.0) - root) + e), fma(root, root, -d))
     reciprocal = F32(1.0) / d
-    u *= whole
-    q = u * reciprocal
-    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q), late
+    n = u * whole
+    q = n * reciprocal
+    return fma(fma(-q, d_error, fma(u_error, whole, fma(-q, d, n))), reciprocal, q), late
 
 
 # The same in float64.
 @formula
 def hessian_of_sides_float64(z, whole):
     a = -z if z < 0.0 else z
-    u, late = exp_float64(HELD_AWAY_64 if a > HELD_AWAY_64 else a)
+    u, u_error, late = exp_float64(a)
     e = u * late
     root = 1.0 + e
     d = root * root
-    d_error = fma(root, root, -d) + 2.0 * root * ((1.0 - root) + e)
+    d_error = fma(2.0 * root, fma(u_error, late, (1.0 - root) + e), fma(root, root, -d))
     reciprocal = 1.0 / d
-    u *= whole
-    q = u * reciprocal
-    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q), late
+    n = u * whole
+    q = n * reciprocal
+    return fma(fma(-q, d_error, fma(u_error, whole, fma(-q, d, n))), reciprocal, q), late
 
 
 # The loss of a logit and its label.
@@ -666,10 +682,11 @@ def logits_loss_float64(z, y):
 @formula
 def logits_gradient_float32(z, y, scale, inverse, rest):
     a = -z if z < F32(0.0) else z
-    far = a > LATE_FROM_32
-    r, s, shifted = exp_parts_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
-    k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
+    far, gone = a > LATE_FROM_32, a > HELD_AWAY_32
+    r, s, shifted = exp_parts_float32(HELD_AWAY_32 if gone else a)
+    k = U32(bits_of_float32(shifted) + (U32(96) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
+    power = F32(0.0) if gone else power
     late = LATE_32 if far else F32(1.0)
     clear = y == (F32(1.0) if z > F32(0.0) else F32(0.0))
     power *= F32(1.0) if clear else late
@@ -697,23 +714,26 @@ def logits_hessian_float64(z, y):
     return hessian_of_sides_float64(z, 1.0)
 
 
-# The loss of a logit and such shares, a for 1-y and b for y.
+# The loss of a logit and such shares, a for 1-y and b for y, which may be infinite.
 @formula
 def logits_shares_loss_float64(z, a, b):
-    return loss_of_sides_float64(z, a if z > 0.0 else b, 0.0, a + b)
+    loss, late = loss_of_sides_float64(z, a if z > 0.0 else b, 0.0, a + b)
+    return b if b == np.inf and z < np.inf else loss, late
 
 
 # The gradient of these.
 @formula
 def logits_shares_gradient_float64(z, a, b):
     wrong, right = (a, b) if z > 0.0 else (b, a)
-    return gradient_of_sides_float64(z, wrong, 0.0, right, 0.0)
+    gradient, late = gradient_of_sides_float64(z, wrong, 0.0, right, 0.0)
+    return -b if b == np.inf and z < np.inf else gradient, late
 
 
 # The hessian of these.
 @formula
 def logits_shares_hessian_float64(z, a, b):
-    return hessian_of_sides_float64(z, a + b)
+    hessian, late = hessian_of_sides_float64(z, a + b)
+    return b if b == np.inf and z < np.inf else hessian, late
 
 
 # For sums of float32: exp(-|z|) = ((1 + r) + s) power, times LATE_WIDE beyond LATE_FROM_WIDE; h is H(e).
@@ -722,7 +742,7 @@ def logits_terms_float32(z):
     a = -z if z < F32(0.0) else z
     far = a > LATE_FROM_WIDE
     r, s, shifted = exp_parts_float32(HELD_WIDE if a > HELD_WIDE else a)
-    k = U32(bits_of_float32(shifted) + (U32(100) if far else U32(0)))
+    k = U32(bits_of_float32(shifted) + (U32(200) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
     e = F32(0.0) if far else (F32(1.0) + (r + s)) * power
     h = fma(LOG1P_32_8, e, LOG1P_32_7)
@@ -755,7 +775,8 @@ def logits_wide_loss(z, y, r, s, power, h):
 # The same of a logit and such shares.
 @formula
 def logits_shares_wide_loss(z, a, b, r, s, power, h):
-    return logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
+    loss = logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
+    return b if b == np.inf and z < np.inf else loss
 
 
 # Focal loss (Lin et al. 2017, as torchvision has it): with the loss l of a logit and 1-p_t, the share on the wrong
@@ -790,8 +811,8 @@ def two_quotient_float64(n, n_error, d, d_error):
     return q, (fma(-q, d, n) + fma(-q, d_error, n_error)) / d
 
 
-# exp(-(away + rest)) for away in [0, HELD_AWAY] as (u + small) late, good to 2^-56: v is r + low with its
-# error, and 1 + v + (v^2 P(v) + error) is summed with that of each addition.
+# exp(-(away + rest)) as (u + small) late, good to 2^-56, and 0 from HELD_FOCAL on, where away is held:
+# v is r + low with its error, and 1 + v + (v^2 P(v) + error) is summed with that of each addition.
 @formula
 def exact_exp_float64(away, rest):
     far = away > LATE_FROM_64
@@ -813,7 +834,8 @@ def exact_exp_float64(away, rest):
     u, error = two_sum_float64(u, fma(vv, p, fma(v, v_error, v_error)))
     k = U64(bits_of_float64(shifted) + (U64(256) if far else U64(0)))
     power = float64_of_bits(U64(U64(k << U64(52)) + U64(0x3FF0000000000000)))
-    return u * power, (small + error) * power, LATE_64 if far else 1.0
+    power = 0.0 if away == HELD_FOCAL else power
+    return u * power, (small + error) * power, LATE_FOCAL if far else 1.0
 
 
 # log(1+e), e = (u + small) late, over late, as a sum of two: e - e s + s z Q(z), s = e/(2+e) + error.
@@ -868,7 +890,7 @@ def exact_log_float64(n, small):
 @formula
 def focal_parts_float64(z, y, gamma):
     a = -z if z < 0.0 else z
-    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
+    held = HELD_FOCAL if a > HELD_FOCAL else a
     rest = 1.0 - y
     error = (1.0 - rest) - y
     wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
@@ -878,7 +900,7 @@ def focal_parts_float64(z, y, gamma):
     # l = wrong |z| + log(1+e)
     e, last = u * late, late if clear else 1.0
     paid = wrong * (0.0 if clear else a)
-    paid_error = fma(wrong, held, -wrong * held) + wrong_error * held if a <= HELD_AWAY_64 else 0.0
+    paid_error = fma(wrong, held, -wrong * held) + wrong_error * held if a <= HELD_FOCAL else 0.0
     add, add_error = (tail, tail_error) if clear else (tail * late, tail_error * late)
     loss, loss_error = two_sum_float64(paid, add)
     loss, loss_error = two_sum_float64(loss, loss_error + add_error + paid_error) if loss < 1e300 else (loss, 0.0)
@@ -893,10 +915,10 @@ def focal_parts_float64(z, y, gamma):
     times = gamma * away
     times_error = fma(gamma, away, -times) + gamma * away_error
     # Far out, where a large l may still bring it back, the power is a square, of which the root is returned twice.
-    beyond = times > HELD_AWAY_64
+    beyond = times > HELD_FOCAL
     times, times_error = (0.5 * times, 0.5 * times_error) if beyond else (times, times_error)
-    over = times > HELD_AWAY_64
-    times, times_error = (HELD_AWAY_64, 0.0) if over else (times, times_error)
+    over = times > HELD_FOCAL
+    times, times_error = (HELD_FOCAL, 0.0) if over else (times, times_error)
     power, power_error, power_late = exact_exp_float64(times, times_error)
     again, again_error, again_late = (power, power_error, power_late) if beyond else (1.0, 0.0, 1.0)
     return loss, loss_error, power, power_error, again, again_error, last * power_late * again_late
@@ -926,7 +948,7 @@ def focal_loss_float64(z, y, gamma, positive, negative):
 @formula
 def focal_gradient_float64(z, y, gamma, positive, negative):
     a = -z if z < 0.0 else z
-    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
+    held = HELD_FOCAL if a > HELD_FOCAL else a
     loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(
         -held if z < 0.0 else held, y, gamma
     )
@@ -1898,7 +1920,7 @@ def logits_product_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, cou
             a = float32_of_bits(bits)
             r[j], s[j], shifted = exp_parts_float32(LATE_FROM_WIDE if a > LATE_FROM_WIDE else a)
             power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
-        if largest_z <= BITS_OF_LATE_FROM_32:
+        if largest_z <= BITS_OF_LATE_FROM_WIDE:
             for j in range(width):
                 out[row + j] = gradient_of_exp_float32(
                     x[row + j], y[row + j], r[j] + s[j], power[j], factor, inverse, rest
@@ -2000,23 +2022,27 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def each_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The gradient of each element for the label's shares, times w and `scale`."""
+    """The gradient of each element for the label's shares, times w and `scale`, rounded once more."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
+    values = array_at(scratch_at + 32 * LANES, LANES, F64)
+    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
     largest_x = U32(0)
-    for i in range(size):
-        xi = x[i]
-        bits = bits_of_float32(xi)
-        largest_x = bits if bits > largest_x else largest_x
-        out[i] = F32(shares_gradient_float64(F64(xi), a[i], b[i]))
-    if w_at != 0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * (w[i] * scale))
-    elif scale != 1.0:
-        for i in range(size):
-            out[i] = F32(F64(out[i]) * scale)
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            xi = x[row + j]
+            bits = bits_of_float32(xi)
+            largest_x = bits if bits > largest_x else largest_x
+            values[j], lates[j] = shares_gradient_float64(F64(xi), a[row + j], b[row + j]), 1.0
+        if w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * scale * F64(lates[j]))
+        else:
+            for j in range(width):
+                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
     return F64(largest_x > U32(0x3F800000))
 
 
@@ -2241,7 +2267,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
             r, s, shifted = exp_parts_float32(float32_of_bits(bits))
             v[j] = r + s
             power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
-        if w_at == 0 and left == 1.0 and largest_z <= BITS_OF_LATE_FROM_32:
+        if w_at == 0 and left == 1.0 and largest_z <= BITS_OF_LATE_FROM_WIDE:
             for j in range(width):
                 out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
         elif w_at == 0:

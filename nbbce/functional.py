@@ -92,7 +92,8 @@ def binary_cross_entropy(
         Elements to count; broadcasts to the shape of `input`.  The others cost 0, are not divided by, and may hold
         anything.
     dtype : float dtype, optional
-        Dtype of the result; by default that of `input`.  Sums are accumulated in float64 in any case.
+        Dtype of the result; by default that of `input`, in which losses are computed one by one whatever this is.
+        Sums are accumulated in float64 in any case.
     out : array, optional
         Where the result goes: of the result's shape and dtype, not overlapping an input; a numpy.ndarray, or on a
         device an array of the library of `input`.
@@ -369,7 +370,8 @@ def binary_cross_entropy_with_logits(
         Elements to count; broadcasts to the shape of `input`.  The others cost 0, are not divided by, and may hold
         anything.
     dtype : float dtype, optional
-        Dtype of the result; by default that of `input`.  Sums are accumulated in float64 in any case.
+        Dtype of the result; by default that of `input`, in which losses are computed one by one whatever this is.
+        Sums are accumulated in float64 in any case.
     out : array, optional
         Where the result goes: of the result's shape and dtype, not overlapping an input; a numpy.ndarray, or on a
         device an array of the library of `input`.
@@ -724,7 +726,8 @@ def sigmoid_focal_loss(
     Notes
     -----
     ``(1 - p_t) ** gamma`` is computed in log space, in which neither ``p_t`` near 1 nor its power near 0 loses digits:
-    single losses are within 3 ULP of the exact value.
+    single losses are within 3 ULP of the exact value for a `gamma` of up to 10.  In float64 the distance then grows
+    with `gamma`, to 16 ULP at 100.
 
     Examples
     --------

@@ -66,6 +66,17 @@ def test_gradient_is_within_2_ulp_around_the_floor(dtype, rng):
     assert distance <= 2, message
 
 
+@pytest.mark.parametrize("dtype", WIDE)
+def test_weighted_gradient_on_the_floor_is_within_2_ulp(dtype, rng):
+    # The first was off by 2.31 ULP: (1-y) 1e12, what is added to it and the weight were rounded one after the other.
+    x = np.append([1.0], rng.choice([0.0, 1.0, 1e-13, 9e-13], 2000)).astype(dtype)
+    y = np.append([0.44409868121147156], rng.random(2000)).astype(dtype)
+    w = np.append([0.9843099117279053], rng.uniform(0.5, 2, 2000)).astype(dtype)
+    exact, terms = reference.gradients(x, y, w), reference.larger_terms(x, y, w)
+    distance, message = reference.worst(reference.ulps, gradients(x, y, w), exact, dtype, x, y, w, terms=terms)
+    assert distance <= 2, message
+
+
 @pytest.mark.parametrize("label", [0, 1, 0.375], ids=["label-0", "label-1", "soft-label"])
 @pytest.mark.parametrize("dtype", HALF)
 def test_every_16_bit_prediction_has_the_rounded_gradient_or_its_neighbour(dtype, label):

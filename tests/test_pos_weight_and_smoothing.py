@@ -386,6 +386,58 @@ def test_an_infinite_logit_costs_infinity_with_a_smoothed_label_and_its_gradient
     np.testing.assert_array_equal(gradient, np.array([0.25, -0.25, 0.75, -0.75], dtype))
 
 
+@pytest.mark.parametrize("kind", ["number", "array"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@families
+def test_an_infinite_pos_weight_costs_infinity_where_the_label_has_a_share(family, dtype, kind):
+    # A class without a positive label has n_negative / n_positive = inf; with label 0 it costs what it always does.
+    inside = [0.3, 0.5, 0.7, 2.0**-8, 1 - 2.0**-8] if family == "probabilities" else [-9, -0.3, 0, 0.5, 80]
+    x = np.array(inside, dtype)
+    y = np.zeros((3, x.size), dtype)
+    y[1], y[2] = 1, 0.25
+    x = np.tile(x, (3, 1))
+    pos_weight, kinds = np.inf if kind == "number" else np.full(x.shape, np.inf), FAMILIES[family]
+    value = kinds.value(x, y, None, "none", pos_weight=pos_weight)
+    gradient = kinds.gradient(x, y, None, "none", pos_weight=pos_weight)
+    assert value[0].tobytes() == kinds.value(x[0], y[0], None, "none", pos_weight=2.0).tobytes()
+    assert gradient[0].tobytes() == kinds.gradient(x[0], y[0], None, "none", pos_weight=2.0).tobytes()
+    assert (value[1:] == np.inf).all()
+    largest = -65504 if dtype == "float16" and family == "probabilities" else -np.inf
+    assert (gradient[1:] == largest).all()
+    assert kinds.value(x, y, pos_weight=pos_weight) == np.inf
+    assert (kinds.value(x, y, None, "sum", axis=1, pos_weight=pos_weight)[1:] == np.inf).all()
+    if family == "logits":
+        hessian = nbbce.binary_cross_entropy_with_logits_grad_and_hess(x, y, None, "none", pos_weight=pos_weight)[1]
+        assert (hessian[1:] == np.inf).all()
+        assert np.isfinite(hessian[0].astype(float)).all()
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@families
+def test_a_pos_weight_near_the_largest_number_gives_large_answers_and_no_nan(family, dtype):
+    x = np.array([0.3, 0.5, 0.7, 1e-30, 1 - 2.0**-20], dtype) if family == "probabilities" else None
+    x = np.array([-9, -0.3, 0, 0.5, 80], dtype) if x is None else x
+    y = np.array([1, 0.25, 1, 1, 1], dtype)
+    pos_weight = float(np.finfo(dtype).max)
+    assert_loss_and_gradient(family, x, y, pos_weight=pos_weight)
+
+
+@pytest.mark.parametrize(("pos_weight", "weight"), [(1e-44, 1e20), (1e30, 1e-20), (1e38, 1e-6)])
+@families
+def test_float32_answers_are_rounded_once_with_both_pos_weight_and_weight(family, pos_weight, weight, rng):
+    # y pos_weight / x was rounded to float32 before it met the weight: of 1e-44 three bits were left.
+    x, y = points(family, "float32", rng, size=120)
+    kind = FAMILIES[family]
+    factors = weight, pos_weight, 0.0
+    for w in (weight, np.full(x.shape, weight)):
+        value, gradient = kind.both(x, y, w, "none", pos_weight=pos_weight)
+        distance, message = reference.worst(reference.ulps, value, kind.losses(x, y, *factors), "float32", x, y)
+        assert distance <= 2, message
+        exact, terms = kind.gradients(x, y, *factors), kind.terms(x, y, *factors)
+        distance, message = reference.worst(reference.ulps, gradient, exact, "float32", x, y, terms=terms)
+        assert distance <= 2, message
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_logit_that_is_nan_gives_nan(dtype):
     z, y = np.full(3, np.nan, dtype), np.array([0, 1, 0.5], dtype)

@@ -140,13 +140,15 @@ STEEP_64, STEEP_REST_64 = 1e12, 0.0
 # Adding and taking off 1.5 * 2^23 (2^52) rounds to an integer, which then stands in the low bits of the sum.
 LOG2_E_32, ROUND_32 = F32({float(np.float32(math.log2(math.e)))!r}), F32({1.5 * 2**23!r})
 LOG2_E_64, ROUND_64 = {math.log2(math.e)!r}, {1.5 * 2**52!r}
-# exp(-away) is 0 beyond HELD_AWAY, where it is held.  Beyond LATE_FROM it is kept LATE times too large, so that what
-# ends below the normal numbers is rounded there once, in the last step.
-HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(110.0), F32(80.0), F32(2.0**-64)
-BITS_OF_LATE_FROM_32 = U32(0x42A00000)
-HELD_AWAY_64, LATE_FROM_64, LATE_64 = 760.0, 600.0, 2.0**-256
+# exp(-away) is 0 beyond HELD_AWAY.  Beyond LATE_FROM it is kept 1/LATE times too large, so that what ends below the
+# normal numbers is rounded there once, in the last step, and a large weight may still bring it back.
+HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(150.0), F32(86.0), F32(2.0**-96)
+HELD_AWAY_64, LATE_FROM_64, LATE_64 = 1300.0, 600.0, 2.0**-860
 # The same where float32 terms meet in float64.
-HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(150.0), F32(80.0), 2.0**-100
+HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(220.0), F32(80.0), 2.0**-200
+BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
+# And for the powers of the focal loss, of which three may be multiplied.
+HELD_FOCAL, LATE_FOCAL = 760.0, 2.0**-256
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 """
@@ -316,7 +318,7 @@ def shares_wide_loss(x, a, b, t, q, e, g, h):
         ),
         Formula(
             "shares_loss_float64",
-            "The loss of such shares in float64.",
+            "The loss of such shares in float64.  b may be infinite, and the terms of log t have both signs.",
             """\
 def shares_loss_float64(x, a, b):
     beyond_half = x > 0.5
@@ -324,7 +326,8 @@ def shares_loss_float64(x, a, b):
     w_far, w_near = (a, b) if beyond_half else (b, a)
     e, m = split_float64(HELD_64 if t < HELD_64 else t)
     small = fma(-w_far, log_rest_float64(e, m), w_near * near_end_float64(t))
-    return fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
+    loss = fma(-w_far, e * LOG2_HIGH_64, fma(w_near, t, small))
+    return b if b == np.inf and x < 1.0 else loss
 """,
         ),
         Formula(
@@ -368,8 +371,8 @@ def inner_gradient_float32(x, y, scale, inverse, rest):
         Formula(
             "gradient_float32",
             "The same anywhere, with x(1-x) no smaller than 1e-12.  Within 1e-12 of an end this floor rules:\n"
-            "u/(1-t) - v 1e12, where v is the weight of the far end and 1/(1-t) = 1+t+t^2 to the last bit; the\n"
-            "largest terms first, for what they leave when they cancel.",
+            "u/(1-t) - v 1e12, where v is the weight of the far end and 1/(1-t) = 1+t+t^2 to the last bit.  What\n"
+            "is small beside the largest terms, even where they cancel, is added with the scale: two roundings in all.",
             """\
 def gradient_float32(x, y, scale, inverse, rest):
     q, _ = inner_gradient_float32(x, y, scale, inverse, rest)
@@ -381,9 +384,11 @@ def gradient_float32(x, y, scale, inverse, rest):
     u = y if beyond_half else z
     v_error = z_error if beyond_half else F32(0.0)
     u_error = F32(0.0) if beyond_half else z_error
-    steep = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(-v, STEEP_32, u) + fma(u, fma(t, t, t), u_error)))
+    steep = fma(-v, STEEP_32, u)
+    small = fma(-v_error, STEEP_32, fma(-v, STEEP_REST_32, fma(u, fma(t, t, t), u_error)))
+    steep = fma(steep, scale, scale * fma(steep, rest, small))
     steep = -steep if beyond_half else steep
-    return fma(steep, scale, steep * (scale * rest)) if t <= FLOOR_32 else q
+    return steep if t <= FLOOR_32 else q
 """,
         ),
         Formula(
@@ -418,7 +423,7 @@ def gradient_float64(x, y):
         Formula(
             "shares_gradient_float64",
             "The gradient of such shares, a/(1-x) - b/x.  The numerator a x - b (1-x) cancels at x = b/(a+b), so its\n"
-            "products are kept with their errors too.",
+            "products are kept with their errors too.  An infinite quotient has no residual.",
             """\
 def shares_gradient_float64(x, a, b):
     r = 1.0 - x
@@ -432,9 +437,10 @@ def shares_gradient_float64(x, a, b):
     d_error = fma(x, r_error, fma(x, r, -d))
     reciprocal = 1.0 / d
     q = n * reciprocal
-    q = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    better = fma(fma(-q, d_error, fma(-q, d, n) + n_error), reciprocal, q)
+    q = better if better == better else q
     t, u, v = (r, b, a) if x > 0.5 else (x, a, b)
-    steep = fma(-v, STEEP_64, fma(u, t, u))
+    steep = fma(-v, STEEP_64, u * (1.0 + t))
     steep = -steep if x > 0.5 else steep
     return steep if t <= FLOOR_64 else q
 """,
@@ -464,7 +470,7 @@ def logits_formulas() -> tuple[Formula, ...]:
     return (
         Formula(
             "exp_parts_float32",
-            "exp(-away) = (1 + (r + s)) 2^k for away in [0, 150]: returns r, s and a number with k in its low bits.\n"
+            "exp(-away) = (1 + (r + s)) 2^k for away in [0, 220]: returns r, s and a number with k in its low bits.\n"
             "-away = k log 2 + r + low; k LOG2_HIGH is exact and so is r.  s is small: only r + s is left to round.",
             f"""\
 def exp_parts_float32(away):
@@ -479,7 +485,7 @@ def exp_parts_float32(away):
         ),
         Formula(
             "exp_parts_float64",
-            "The same in float64, for away in [0, 760].",
+            "The same in float64, for away in [0, 1300].",
             f"""\
 def exp_parts_float64(away):
     shifted = fma(away, -LOG2_E_64, ROUND_64)
@@ -494,22 +500,26 @@ def exp_parts_float64(away):
         *(
             Formula(
                 f"exp_{f.name}",
-                "exp(-away) for away in [0, HELD_AWAY], as u * late: late is 1 unless the product may be subnormal."
+                "exp(-away) for away >= 0, as (u + error) late: late is 1 unless the product may be subnormal, and\n"
+                "error is by how much u was rounded."
                 if f.name == "float32"
                 else "The same in float64.",
                 Template(
                     """\
 def exp_$T(away):
-    far = away > LATE_FROM_$B
-    r, s, shifted = exp_parts_$T(away)
+    far, gone = away > LATE_FROM_$B, away > HELD_AWAY_$B
+    r, s, shifted = exp_parts_$T(HELD_AWAY_$B if gone else away)
     k = $U(bits_of_$T(shifted) + ($U($raised) if far else $U(0)))
     power = ${T}_of_bits($U($U(k << $U($shift)) + $U($BITS_OF_ONE)))
-    return fma(r + s, power, power), LATE_$B if far else $one
+    power = $zero if gone else power
+    v = r + s
+    u = fma(v, power, power)
+    return u, fma(v, power, power - u), LATE_$B if far else $one
 """
                 )
                 .safe_substitute(f.words)
                 .replace("$B", f.name[-2:])
-                .replace("$raised", "64" if f.name == "float32" else "256")
+                .replace("$raised", "96" if f.name == "float32" else "860")
                 .replace("$shift", "23" if f.name == "float32" else "52"),
             )
             for f in FLOATS
@@ -526,14 +536,14 @@ def log1p_short_float32(u):
         Formula(
             "log1p_short_float64",
             "The same in float64.  With s = u/(2+u), log(1+u) = 2 atanh s = 2s + s z Q(z), z = s^2 in [0, 1/9]: the\n"
-            "polynomial of near_end_float64; and 2s = u - u s, so log(1+u) = u - s (u - z Q(z)).",
+            "polynomial of near_end_float64; and 2s = u - u s, so log(1+u) = u - u (s - z Q(z) / (2+u)).",
             f"""\
 def log1p_short_float64(u):
     over = 1.0 / (2.0 + u)
     s = u * over
     z = s * s
     {NEAR_64.even_odd("q", "z")}
-    return over * fma(-z, q, u)
+    return fma(-z * over, q, s)
 """,
         ),
         *(
@@ -543,19 +553,26 @@ def log1p_short_float64(u):
                 "the share of log(1+e), 1 but for weights.  What comes second is to be multiplied in last, after any\n"
                 "weight: `late`, where log(1+e) is all there is, else 1.  So it is with the derivatives."
                 if f.name == "float32"
-                else "The same in float64.",
+                else "The same in float64.  What u was rounded by counts for 1/(1+u) of it, for which 3/4 will do:\n"
+                "within 1.8 ULP, and 2.3 without it.",
                 Template(
                     """\
 def loss_of_sides_$T(z, wrong, error, whole):
     a = -z if z < $zero else z
-    held = HELD_AWAY_$B if a > HELD_AWAY_$B else a
-    u, late = exp_$T(held)
+    u, $u_error, late = exp_$T(a)
     short = log1p_short_$T(u * late)
     clear = wrong == $zero
-    u *= whole if clear else whole * late
-    return fma(-u, short, fma(wrong, $zero if clear else a, error * held)) + u, late if clear else $one
+    whole *= $one if clear else late
+    paid = fma(wrong, $zero if clear else a, error * (HELD_AWAY_$B if a > HELD_AWAY_$B else a))
+    u *= whole
+    return fma(-u, short, $small) + u, late if clear else $one
 """
-                ).substitute(f.words, B=f.name[-2:]),
+                ).substitute(
+                    f.words,
+                    u_error="_" if f.name == "float32" else "u_error",
+                    small="paid" if f.name == "float32" else "fma(whole * u_error, 0.75, paid)",
+                    B=f.name[-2:],
+                ),
             )
             for f in FLOATS
         ),
@@ -586,7 +603,7 @@ def gradient_of_exp_float32(z, y, v, power, scale, inverse, rest):
             """\
 def gradient_of_sides_float64(z, wrong, wrong_error, right, right_error):
     a = -z if z < 0.0 else z
-    u, late = exp_float64(HELD_AWAY_64 if a > HELD_AWAY_64 else a)
+    u, _, late = exp_float64(a)
     clear = wrong == 0.0
     e = u * late
     v, last = (u, late) if clear else (e, 1.0)
@@ -604,22 +621,24 @@ def gradient_of_sides_float64(z, wrong, wrong_error, right, right_error):
         *(
             Formula(
                 f"hessian_of_sides_{f.name}",
-                "The hessian, in the same way: whole e / (1+e)^2." if f.name == "float32" else "The same in float64.",
+                "The hessian, in the same way: whole e / (1+e)^2, within 1 ULP."
+                if f.name == "float32"
+                else "The same in float64.",
                 Template(
                     """\
 def hessian_of_sides_$T(z, whole):
     a = -z if z < $zero else z
-    u, late = exp_$T(HELD_AWAY_$B if a > HELD_AWAY_$B else a)
+    u, u_error, late = exp_$T(a)
     e = u * late
     root = $one + e
     d = root * root
-    d_error = fma(root, root, -d) + $two * root * (($one - root) + e)
+    d_error = fma($two * root, fma(u_error, late, ($one - root) + e), fma(root, root, -d))
     reciprocal = $one / d
-    u *= whole
-    q = u * reciprocal
-    return fma(fma(-q, d_error, fma(-q, d, u)), reciprocal, q), late
+    n = u * whole
+    q = n * reciprocal
+    return fma(fma(-q, d_error, fma(u_error, whole, fma(-q, d, n))), reciprocal, q), late
 """
-                ).substitute(f.words, two=f.literal("2.0"), B=f.name[-2:]),
+                ).substitute(f.words, two=f.literal("2.0")),
             )
             for f in FLOATS
         ),
@@ -643,7 +662,7 @@ def logits_terms_float32(z):
     a = -z if z < F32(0.0) else z
     far = a > LATE_FROM_WIDE
     r, s, shifted = exp_parts_float32(HELD_WIDE if a > HELD_WIDE else a)
-    k = U32(bits_of_float32(shifted) + (U32(100) if far else U32(0)))
+    k = U32(bits_of_float32(shifted) + (U32(200) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
     e = F32(0.0) if far else (F32(1.0) + (r + s)) * power
     {LOG1P_32.horner("h", "e")}
@@ -675,7 +694,8 @@ def logits_wide_loss(z, y, r, s, power, h):
             "The same of a logit and such shares.",
             """\
 def logits_shares_wide_loss(z, a, b, r, s, power, h):
-    return logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
+    loss = logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
+    return b if b == np.inf and z < np.inf else loss
 """,
         ),
         *focal_formulas(),
@@ -727,8 +747,8 @@ def two_quotient_float64(n, n_error, d, d_error):
         ),
         Formula(
             "exact_exp_float64",
-            "exp(-(away + rest)) for away in [0, HELD_AWAY] as (u + small) late, good to 2^-56: v is r + low with its\n"
-            "error, and 1 + v + (v^2 P(v) + error) is summed with that of each addition.",
+            "exp(-(away + rest)) as (u + small) late, good to 2^-56, and 0 from HELD_FOCAL on, where away is held:\n"
+            "v is r + low with its error, and 1 + v + (v^2 P(v) + error) is summed with that of each addition.",
             f"""\
 def exact_exp_float64(away, rest):
     far = away > LATE_FROM_64
@@ -741,7 +761,8 @@ def exact_exp_float64(away, rest):
     u, error = two_sum_float64(u, fma(vv, p, fma(v, v_error, v_error)))
     k = U64(bits_of_float64(shifted) + (U64(256) if far else U64(0)))
     power = float64_of_bits(U64(U64(k << U64(52)) + U64(0x3FF0000000000000)))
-    return u * power, (small + error) * power, LATE_64 if far else 1.0
+    power = 0.0 if away == HELD_FOCAL else power
+    return u * power, (small + error) * power, LATE_FOCAL if far else 1.0
 """,
         ),
         Formula(
@@ -787,7 +808,7 @@ def exact_log_float64(n, small):
             """\
 def focal_parts_float64(z, y, gamma):
     a = -z if z < 0.0 else z
-    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
+    held = HELD_FOCAL if a > HELD_FOCAL else a
     rest = 1.0 - y
     error = (1.0 - rest) - y
     wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
@@ -797,7 +818,7 @@ def focal_parts_float64(z, y, gamma):
     # l = wrong |z| + log(1+e)
     e, last = u * late, late if clear else 1.0
     paid = wrong * (0.0 if clear else a)
-    paid_error = fma(wrong, held, -wrong * held) + wrong_error * held if a <= HELD_AWAY_64 else 0.0
+    paid_error = fma(wrong, held, -wrong * held) + wrong_error * held if a <= HELD_FOCAL else 0.0
     add, add_error = (tail, tail_error) if clear else (tail * late, tail_error * late)
     loss, loss_error = two_sum_float64(paid, add)
     loss, loss_error = two_sum_float64(loss, loss_error + add_error + paid_error) if loss < 1e300 else (loss, 0.0)
@@ -812,10 +833,10 @@ def focal_parts_float64(z, y, gamma):
     times = gamma * away
     times_error = fma(gamma, away, -times) + gamma * away_error
     # Far out, where a large l may still bring it back, the power is a square, of which the root is returned twice.
-    beyond = times > HELD_AWAY_64
+    beyond = times > HELD_FOCAL
     times, times_error = (0.5 * times, 0.5 * times_error) if beyond else (times, times_error)
-    over = times > HELD_AWAY_64
-    times, times_error = (HELD_AWAY_64, 0.0) if over else (times, times_error)
+    over = times > HELD_FOCAL
+    times, times_error = (HELD_FOCAL, 0.0) if over else (times, times_error)
     power, power_error, power_late = exact_exp_float64(times, times_error)
     again, again_error, again_late = (power, power_error, power_late) if beyond else (1.0, 0.0, 1.0)
     return loss, loss_error, power, power_error, again, again_error, last * power_late * again_late
@@ -851,7 +872,7 @@ def focal_loss_float64(z, y, gamma, positive, negative):
             """\
 def focal_gradient_float64(z, y, gamma, positive, negative):
     a = -z if z < 0.0 else z
-    held = HELD_AWAY_64 if a > HELD_AWAY_64 else a
+    held = HELD_FOCAL if a > HELD_FOCAL else a
     loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(
         -held if z < 0.0 else held, y, gamma
     )
@@ -909,15 +930,16 @@ def logits_hessian_$T(z, y):
     return hessian_of_sides_$T(z, $one)
 """,
 }
-# In float32, scaled.  The exponential that is all there is of a gradient is kept 2^64 times too large beyond
-# LATE_FROM_32; d and n take no notice, since it is below 2^-51 of them even so.
+# In float32, scaled.  The exponential that is all there is of a gradient is kept 2^96 times too large beyond
+# LATE_FROM_32; d and n take no notice, since it is below 2^-28 of them even so.
 SCALED_LOGITS_GRADIENT = """\
 def logits_gradient_float32(z, y, scale, inverse, rest):
     a = -z if z < F32(0.0) else z
-    far = a > LATE_FROM_32
-    r, s, shifted = exp_parts_float32(HELD_AWAY_32 if a > HELD_AWAY_32 else a)
-    k = U32(bits_of_float32(shifted) + (U32(64) if far else U32(0)))
+    far, gone = a > LATE_FROM_32, a > HELD_AWAY_32
+    r, s, shifted = exp_parts_float32(HELD_AWAY_32 if gone else a)
+    k = U32(bits_of_float32(shifted) + (U32(96) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
+    power = F32(0.0) if gone else power
     late = LATE_32 if far else F32(1.0)
     clear = y == (F32(1.0) if z > F32(0.0) else F32(0.0))
     power *= F32(1.0) if clear else late
@@ -925,10 +947,11 @@ def logits_gradient_float32(z, y, scale, inverse, rest):
 """
 LOGITS_SHARES = {
     "loss": (
-        "The loss of a logit and such shares, a for 1-y and b for y.",
+        "The loss of a logit and such shares, a for 1-y and b for y, which may be infinite.",
         """\
 def logits_shares_loss_float64(z, a, b):
-    return loss_of_sides_float64(z, a if z > 0.0 else b, 0.0, a + b)
+    loss, late = loss_of_sides_float64(z, a if z > 0.0 else b, 0.0, a + b)
+    return b if b == np.inf and z < np.inf else loss, late
 """,
     ),
     "gradient": (
@@ -936,14 +959,16 @@ def logits_shares_loss_float64(z, a, b):
         """\
 def logits_shares_gradient_float64(z, a, b):
     wrong, right = (a, b) if z > 0.0 else (b, a)
-    return gradient_of_sides_float64(z, wrong, 0.0, right, 0.0)
+    gradient, late = gradient_of_sides_float64(z, wrong, 0.0, right, 0.0)
+    return -b if b == np.inf and z < np.inf else gradient, late
 """,
     ),
     "hessian": (
         "The hessian of these.",
         """\
 def logits_shares_hessian_float64(z, a, b):
-    return hessian_of_sides_float64(z, a + b)
+    hessian, late = hessian_of_sides_float64(z, a + b)
+    return b if b == np.inf and z < np.inf else hessian, late
 """,
     ),
 }
@@ -1495,7 +1520,7 @@ SUM_AND_GRADIENT = {
     "before_row": "        largest_z = U32(0)\n",
     "away": f"{LARGEST_Z}            a = float32_of_bits(bits)\n",
     "gradients": """\
-        if largest_z <= BITS_OF_LATE_FROM_32:
+        if largest_z <= BITS_OF_LATE_FROM_WIDE:
             for j in range(width):
                 out[row + j] = gradient_of_exp_float32(
                     x[row + j], y[row + j], r[j] + s[j], power[j], factor, inverse, rest
@@ -1686,7 +1711,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
 $largest_z            r, s, shifted = exp_parts_float32(float32_of_bits(bits))
             v[j] = r + s
             power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
-        if w_at == 0 and left == 1.0 and largest_z <= BITS_OF_LATE_FROM_32:
+        if w_at == 0 and left == 1.0 and largest_z <= BITS_OF_LATE_FROM_WIDE:
             for j in range(width):
                 out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
         elif w_at == 0:
@@ -1730,7 +1755,9 @@ def loops_of_each(family: Family, f: Float) -> str:
                 text += LOGITS_GRADIENT if family.prefix else GRADIENT
                 continue
             # Logits are scaled in the loop, before what is late; but for the loss of float32, which then has another.
-            late = family.prefix != "" and not (what == "loss" and f.name == "float32")
+            # So are float32 gradients for shares, since the factor of positive labels may take them out of its range.
+            wide = shares and f.name == "float32"
+            late = wide or (family.prefix != "" and not (what == "loss" and f.name == "float32"))
             i = "row + j" if late else "i"
             x, y = ("xi" if "x" in checked else f"x[{i}]"), ("yi" if "y" in checked else f"y[{i}]")
             body = [f"{v}i = {v}[{i}]" for v in checked] + inside
@@ -1739,11 +1766,11 @@ def loops_of_each(family: Family, f: Float) -> str:
             else:
                 value = f"{name}{what}_{f.name}({x}, {y})"
             if late:
-                body.append(f"values[j], lates[j] = {value}")
+                body.append(f"values[j], lates[j] = {value}" + ("" if family.prefix else ", 1.0"))
             elif family.prefix:
                 body += [f"value, late = {value}", "out[i] = value * late"]
             else:
-                body.append(f"out[i] = F32({value})" if shares and numpy_T == "F32" else f"out[i] = {value}")
+                body.append(f"out[i] = {value}")
             scaled = what != "loss" or f.name == "float64"
             arrays = operands(f, shares, "size")
             words = f.words | {
