@@ -139,7 +139,12 @@ def _array(function: str, name: str, value: Any) -> Array:
         raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {_describe(value)}")
     elif isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{function}: {name!r} must have no mask of its own (see 'where'); got a masked array")
-    return np.asarray(value)  # also of subclasses, whose indexing may be another, as that of numpy.matrix
+    try:
+        return np.asarray(value)  # also of subclasses, whose indexing may be another, as that of numpy.matrix
+    except (TypeError, ValueError, RuntimeError) as error:  # as of a PyTorch tensor that requires a gradient
+        reason = str(error).partition("\n")[0]
+        got = f"{type(value).__name__}, {reason}"
+        raise TypeError(f"{function}: {name!r} must be an array that NumPy reads; got {got}") from error
 
 
 def _real(function: str, name: str, value: Any, computed: Any = np.float64) -> Array:
@@ -150,6 +155,13 @@ def _real(function: str, name: str, value: Any, computed: Any = np.float64) -> A
     if not is_real(array.dtype):
         raise TypeError(f"{function}: {name!r} must have a real dtype; got {array.dtype}")
     return array.astype(computed)
+
+
+def _flag(function: str, name: str, value: Any) -> bool:
+    """`value` as a bool if it is one, or 0 or 1."""
+    if isinstance(value, (bool, np.bool_, int, np.integer)) and value in (0, 1):
+        return bool(value)
+    raise TypeError(f"{function}: {name!r} must be True or False; got {_describe(value)}")
 
 
 def _number(value: object) -> float | None:
@@ -247,7 +259,7 @@ def _out(
     """The caller's own result array, fit to be written."""
     if not _is_on_host(inputs["input"]):
         return cast(Array, _device_out(function, name, out, shape, dtype, inputs))
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"{function}: {name!r} must be a NumPy array; got {_describe(out)}")
     if out.dtype != dtype:
         raise TypeError(f"{function}: {name!r} must have dtype {dtype}; got {out.dtype}")
@@ -255,10 +267,16 @@ def _out(
         raise ValueError(f"{function}: {name!r} must have shape {shape}; got {out.shape}")
     if not out.flags.writeable:
         raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
+    _check_repeats(function, name, out)
     for other, array in inputs.items():
         if array is not None and np.may_share_memory(out, array) and _overlap(out, array):
             raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")
     return out
+
+
+def _check_repeats(function: str, name: str, array: Array | DeviceArray) -> None:
+    if any(n > 1 and stride == 0 for n, stride in zip(array.shape, array.strides, strict=True)):
+        raise ValueError(f"{function}: {name!r} must have memory for each element; got one that repeats some")
 
 
 def _device_out(
@@ -282,8 +300,7 @@ def _device_out(
     _check_aligned(function, name, array)
     if array.readonly:
         raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
-    if any(n > 1 and stride == 0 for n, stride in zip(array.shape, array.strides, strict=True)):
-        raise ValueError(f"{function}: {name!r} must have memory for each element; got one that repeats some")
+    _check_repeats(function, name, array)
     for other, operand in inputs.items():
         if operand is not None and overlap(array, operand):
             raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")
@@ -376,7 +393,10 @@ def take_focal(call: Call, alpha: Any, gamma: Any) -> None:
 def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
     """Check `axis` and `keepdims`, and put into the call what they ask for."""
     function, shape = call.function, call.input.shape
+    keepdims = _flag(function, "keepdims", keepdims)
     if call.reduction == "none":
+        if axis is None and not keepdims:
+            return
         name, value, wanted = ("keepdims", keepdims, False) if axis is None else ("axis", axis, None)
         raise ValueError(f"{function}: {name!r} must be {wanted} with reduction 'none'; got {value!r}")
     if type(axis) is int and -len(shape) <= axis < len(shape):
@@ -445,7 +465,7 @@ def checked(
     result = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
     on_host = isinstance(x, np.ndarray)
     # On a device the look would wait for it.
-    check = on_host if validate is None else bool(validate)
+    check = on_host if validate is None else _flag(function, "validate", validate)
     call = Call(function, x, y, reduction, x.size, result, check, wants_value, wants_gradient)
     if target_name != "target":
         call.target_name = target_name
@@ -455,7 +475,7 @@ def checked(
         weight is pos_weight is where is axis is dtype is out is grad_output is None
         and type(label_smoothing) is float
         and label_smoothing == 0.0
-        and not keepdims
+        and keepdims is False
     ):
         call.is_plain = True
         if stream is not None or not (on_host and isinstance(y, np.ndarray)):
@@ -470,7 +490,7 @@ def checked(
         call.label_smoothing = _smoothing(function, label_smoothing)
     if where is not None and not (isinstance(where, (bool, np.bool_)) and where):
         call.where, call.count = _where(function, where, shape)
-    if axis is not None or keepdims:
+    if axis is not None or keepdims is not False:
         _take_axes(call, axis, keepdims)
     if dtype is not None:
         call.dtype = _dtype(function, dtype)

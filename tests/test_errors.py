@@ -48,6 +48,13 @@ class HasArray:
         return self._array
 
 
+class RefusesArray:
+    """A PyTorch tensor that NumPy cannot read, as one that requires its gradient."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.\nMore about it.")
+
+
 def inputs() -> np.ndarray:
     return np.array([[0.25, 0.5, 0.75], [0.125, 0.0, 1.0]], np.float32)
 
@@ -95,36 +102,49 @@ def of_functions(names: tuple[str, ...] = FUNCTIONS) -> Any:
 # What an array on a device is told on a machine without one.
 ON_DEVICE = "{!r} is on a device, which needs a CUDA driver; Numba found no usable one"
 
-KINDS = [
-    wrong(
-        f"{name} {label}",
-        TypeError,
-        f"{name!r} must be an array (see numpy.asarray); got {described}",
-        **{name: value},
-    )
-    for name in ("input", "target")
-    for label, value, described in (
-        ("list", [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], "list"),
-        ("tuple", (0.5, 0.5), "tuple"),
-        ("float", 0.5, "0.5"),
-        ("int", 1, "1"),
-        ("bool", True, "True"),
-        ("numpy scalar", np.float32(0.5), "np.float32(0.5)"),
-        ("none", None, "NoneType"),
-        ("str", "half", "'half'"),
-        ("long str", "x" * 50, "str"),
-        ("object", SimpleNamespace(shape=SHAPE), "SimpleNamespace"),
-        ("class", np.ndarray, "type"),
-    )
-] + [
-    wrong(
-        f"{name} masked",
-        TypeError,
-        f"{name!r} must have no mask of its own (see 'where'); got a masked array",
-        **{name: np.ma.masked_array(np.ones(SHAPE, dtype), mask=False)},
-    )
-    for name, dtype in (("input", np.float32), ("target", np.float32), ("weight", np.float32), ("where", bool))
-]
+KINDS = (
+    [
+        wrong(
+            f"{name} {label}",
+            TypeError,
+            f"{name!r} must be an array (see numpy.asarray); got {described}",
+            **{name: value},
+        )
+        for name in ("input", "target")
+        for label, value, described in (
+            ("list", [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], "list"),
+            ("tuple", (0.5, 0.5), "tuple"),
+            ("float", 0.5, "0.5"),
+            ("int", 1, "1"),
+            ("bool", True, "True"),
+            ("numpy scalar", np.float32(0.5), "np.float32(0.5)"),
+            ("none", None, "NoneType"),
+            ("str", "half", "'half'"),
+            ("long str", "x" * 50, "str"),
+            ("object", SimpleNamespace(shape=SHAPE), "SimpleNamespace"),
+            ("class", np.ndarray, "type"),
+        )
+    ]
+    + [
+        wrong(
+            f"{name} masked",
+            TypeError,
+            f"{name!r} must have no mask of its own (see 'where'); got a masked array",
+            **{name: np.ma.masked_array(np.ones(SHAPE, dtype), mask=False)},
+        )
+        for name, dtype in (("input", np.float32), ("target", np.float32), ("weight", np.float32), ("where", bool))
+    ]
+    + [
+        wrong(
+            f"{name} refused",
+            TypeError,
+            f"{name!r} must be an array that NumPy reads; "
+            "got RefusesArray, Can't call numpy() on Tensor that requires grad.",
+            **{name: RefusesArray()},
+        )
+        for name in ("input", "target", "weight", "where")
+    ]
+)
 
 ARRAYS_ON_DEVICE = [
     wrong(f"{name} {label}", RuntimeError, ON_DEVICE.format(name), **{name: value})
@@ -261,6 +281,17 @@ WHERE = [
     ),
 ]
 
+FLAGS = [
+    wrong(f"{name} {label}", TypeError, f"{name!r} must be True or False; got {got}", **{name: value})
+    for name in ("validate", "keepdims")
+    for label, value, got in (
+        ("str", "no", "'no'"),
+        ("number", 2, "2"),
+        ("float", 1.0, "1.0"),
+        ("array", np.array([True, False]), "ndarray"),
+    )
+] + [wrong("keepdims none", TypeError, "'keepdims' must be True or False; got NoneType", keepdims=None)]
+
 DTYPE = [
     wrong(f"dtype {label}", TypeError, f"'dtype' must be one of {FLOATS}; got {got}", dtype=value)
     for label, value, got in (
@@ -296,6 +327,21 @@ def test_array_on_a_device_without_a_driver_is_a_runtime_error_and_out_is_as_it_
         with is_raised(case.error, function, case.message):
             call(function, **({"reduction": reduction, "out": results.out} | case.change()))
         assert results.are_untouched()
+
+
+@each(FLAGS)
+@of_functions()
+def test_flag_that_is_not_true_or_false_is_a_type_error(function, case):
+    for reduction in REDUCTIONS:
+        with is_raised(case.error, function, case.message):
+            call(function, reduction=reduction, **case.change())
+
+
+def test_flags_may_be_bools_of_numpy_and_0_or_1():
+    for yes in (True, np.True_, 1, np.int64(1)):
+        assert call("binary_cross_entropy", keepdims=yes, validate=yes).shape == (1, 1)
+    for no in (False, np.False_, 0):
+        assert np.isnan(call("binary_cross_entropy", input=-inputs(), keepdims=no, validate=no))
 
 
 @each(DTYPES)
@@ -449,6 +495,10 @@ def read_only() -> np.ndarray:
     return array
 
 
+def repeated() -> np.ndarray:
+    return np.lib.stride_tricks.as_strided(np.full(3, PATTERN, np.float32), SHAPE, (0, 4))
+
+
 OUT = [
     Wrong("list", lambda: [[0.0] * 3] * 2, TypeError, "must be a NumPy array; got list"),
     Wrong("number", lambda: 0.0, TypeError, "must be a NumPy array; got 0.0"),
@@ -463,6 +513,8 @@ OUT = [
     Wrong("larger", lambda: np.zeros((4, 2, 3), "f4"), ValueError, "must have shape (2, 3); got (4, 2, 3)"),
     Wrong("0-d", lambda: np.zeros((), "f4"), ValueError, "must have shape (2, 3); got ()"),
     Wrong("read-only", read_only, ValueError, "must be writeable; got a read-only array"),
+    Wrong("masked", lambda: np.ma.zeros(SHAPE, "f4"), TypeError, "must be a NumPy array; got MaskedArray"),
+    Wrong("repeated", repeated, ValueError, "must have memory for each element; got one that repeats some"),
 ]
 
 
