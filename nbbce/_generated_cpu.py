@@ -2300,9 +2300,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
                 out[row + j] = F32(F64(values[j]) * left * F64(lates[j]))
         else:
             for j in range(width):
-                values[j], lates[j] = logits_gradient_float32(
-                    x[row + j], y[row + j], factors[j], inverses[j], rests[j]
-                )
+                values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
             for j in range(width):
                 out[row + j] = F32(F64(values[j]) * scale_left_float64(w[row + j] * scale) * F64(lates[j]))
     return F64(largest_y > U32(0x3F800000))

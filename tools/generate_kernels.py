@@ -1744,9 +1744,7 @@ $largest_z            r, s, shifted = exp_parts_float32(float32_of_bits(bits))
                 out[row + j] = F32(F64(values[j]) * left * F64(lates[j]))
         else:
             for j in range(width):
-                values[j], lates[j] = logits_gradient_float32(
-                    x[row + j], y[row + j], factors[j], inverses[j], rests[j]
-                )
+                values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
             for j in range(width):
                 out[row + j] = F32(F64(values[j]) * scale_left_float64(w[row + j] * scale) * F64(lates[j]))
     return F64(largest_y > U32(0x3F800000))
