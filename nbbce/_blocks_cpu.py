@@ -25,6 +25,7 @@ from nbbce._generated_cpu import (
     LEAST_SCALE,
     MOST_SCALE,
     PIECE,
+    SCRATCH,
     add_exactly,
     fold_exactly,
 )
@@ -249,14 +250,14 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     rooms = 2 if plain else OPERANDS
     extra = piece_room if plain else 3 * piece_room + 40 * PIECE
     tile_room = 8 * PART if call[TURN] != 0 else 0
-    memory = np.empty(384 + 52 * LANES + rooms * room + extra + tile_room, np.uint8)
+    memory = np.empty(384 + SCRATCH + rooms * room + extra + tile_room, np.uint8)
     memory_at = memory.ctypes.data // 64 * 64 + 64
     loaded = array_at(memory_at, WHERE + 1, np.int64)  # addresses of the operands' windows, and in them of
     at = array_at(memory_at + 80, WHERE + 1, np.int64)  # the piece at hand
     places_at = memory_at + 128  # of what `add_up` takes
     places = array_at(places_at, PLACES, np.int64)
     scratch_at = memory_at + 320
-    buffers_at = scratch_at + 52 * LANES
+    buffers_at = scratch_at + SCRATCH
     widened_at = buffers_at + rooms * room
     wide_at, rows_at, shares_at = widened_at + piece_room, widened_at + 2 * piece_room, widened_at + 3 * piece_room
     tile_at = buffers_at + rooms * room + extra

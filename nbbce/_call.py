@@ -259,8 +259,10 @@ def _out(
     """The caller's own result array, fit to be written."""
     if not _is_on_host(inputs["input"]):
         return cast(Array, _device_out(function, name, out, shape, dtype, inputs))
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not isinstance(out, np.ndarray):
         raise TypeError(f"{function}: {name!r} must be a NumPy array; got {_describe(out)}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"{function}: {name!r} must have no mask of its own; got a masked array")
     if out.dtype != dtype:
         raise TypeError(f"{function}: {name!r} must have dtype {dtype}; got {out.dtype}")
     if out.shape != shape:
@@ -275,8 +277,12 @@ def _out(
 
 
 def _check_repeats(function: str, name: str, array: Array | DeviceArray) -> None:
-    if any(n > 1 and stride == 0 for n, stride in zip(array.shape, array.strides, strict=True)):
-        raise ValueError(f"{function}: {name!r} must have memory for each element; got one that repeats some")
+    """Refuse an array of which two elements share memory, as a broadcast one or a sliding window."""
+    reach = array.dtype.itemsize if 0 not in array.shape else 0
+    for stride, n in sorted((abs(stride), n) for n, stride in zip(array.shape, array.strides, strict=True) if n > 1):
+        if stride < reach:
+            raise ValueError(f"{function}: {name!r} must have memory for each element; got one that repeats some")
+        reach += stride * (n - 1)
 
 
 def _device_out(

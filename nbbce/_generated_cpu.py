@@ -49,6 +49,7 @@ BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 # float64 0.77, not 0.45.
 PIECE = 1024
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
+SCRATCH = 52 * LANES  # bytes of a maker's scratch memory
 # Products side by side, and factors before they are renormalised.  Few products let a loop go through memory in order:
 # with 128 float32 ones it read at 16 places at once, and took 0.2 to 0.6 ns an element out of cache, as the code
 # happened to lie; with 32 it takes 0.2 (and 0.12 in cache).
@@ -159,11 +160,14 @@ STEEP_64, STEEP_REST_64 = 1e12, 0.0
 # Adding and taking off 1.5 * 2^23 (2^52) rounds to an integer, which then stands in the low bits of the sum.
 LOG2_E_32, ROUND_32 = F32(1.4426950216293335), F32(12582912.0)
 LOG2_E_64, ROUND_64 = 1.4426950408889634, 6755399441055744.0
-# exp(-away) is 0 beyond HELD_AWAY.  Beyond LATE_FROM it is kept 1/LATE times too large, so that what ends below the
-# normal numbers is rounded there once, in the last step, and a large weight may still bring it back.
+# Beyond LATE_FROM exp(-away) is kept 1/LATE times too large, so that what ends below the normal numbers is rounded
+# there once, in the last step, after the weight.  From 86 on 2^96 keeps it normal up to 150, and below 2^-28, which
+# added to 1 leaves 1; from 600 on 2^860 keeps it below 1, so that no weight makes it infinite before LATE is multiplied
+# in.  Beyond HELD_AWAY it is 0, which is right for weights of up to 2^66, and 2^800 in float64.
 HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(150.0), F32(86.0), F32(2.0**-96)
+BITS_OF_LATE_FROM_32 = U32(0x42AC0000)
 HELD_AWAY_64, LATE_FROM_64, LATE_64 = 1300.0, 600.0, 2.0**-860
-# The same where float32 terms meet in float64.
+# The same where float32 terms meet in float64: right for weights of up to 2^167.
 HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(220.0), F32(80.0), 2.0**-200
 BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 # And for the powers of the focal loss, of which three may be multiplied.
@@ -328,18 +332,22 @@ def wide_loss(x, y, t, q, e, g, h):
     return fma(w_far, far - near, near)
 
 
-# The same for shares of the label with weights of their own: a stands for 1-y and b for y.
+# The same for shares of the label with weights of their own: a stands for 1-y and b for y.  b may be
+# infinite; of nothing it is nothing.
 @formula
 def shares_wide_loss(x, a, b, t, q, e, g, h):
+    b = 0.0 if b == np.inf and x == F32(1.0) else b
     w_far, w_near = (a, b) if x > F32(0.5) else (b, a)
     near = fma(t * t, q, t)
     far = -(fma(e, LOG2_64, g) + h)
     return fma(w_far, far, w_near * near)
 
 
-# The loss of such shares in float64.  b may be infinite, and the terms of log t have both signs.
+# The loss of such shares in float64, where an infinite b would give inf - inf: terms of log t have both
+# signs.
 @formula
 def shares_loss_float64(x, a, b):
+    b = 0.0 if b == np.inf and x == 1.0 else b
     beyond_half = x > 0.5
     t = 1.0 - x if beyond_half else x
     w_far, w_near = (a, b) if beyond_half else (b, a)
@@ -430,7 +438,8 @@ def gradient_float64(x, y):
 
 
 # The gradient of such shares, a/(1-x) - b/x.  The numerator a x - b (1-x) cancels at x = b/(a+b), so its
-# products are kept with their errors too.  An infinite quotient has no residual.
+# products are kept with their errors too.  The residual of an infinite quotient is NaN; and u may be
+# infinite where t is 0, so there is no fma(u, t, u).
 @formula
 def shares_gradient_float64(x, a, b):
     r = 1.0 - x
@@ -505,7 +514,7 @@ def exp_parts_float64(away):
 
 
 # exp(-away) for away >= 0, as (u + error) late: late is 1 unless the product may be subnormal, and
-# error is by how much u was rounded.
+# error is by how much u was rounded; that of r + s is lost.
 @formula
 def exp_float32(away):
     far, gone = away > LATE_FROM_32, away > HELD_AWAY_32
@@ -567,7 +576,8 @@ def log1p_short_float64(u):
 
 # The loss.  `wrong` is the label's share on the wrong side and `error` its rounding error; `whole` is
 # the share of log(1+e), 1 but for weights.  What comes second is to be multiplied in last, after any
-# weight: `late`, where log(1+e) is all there is, else 1.  So it is with the derivatives.
+# weight: `late`, where log(1+e) is all there is, else 1.  So it is with the derivatives.  (`error` is
+# multiplied by a held |z|, since inf - inf is NaN.)
 @formula
 def loss_of_sides_float32(z, wrong, error, whole):
     a = -z if z < F32(0.0) else z
@@ -714,9 +724,11 @@ def logits_hessian_float64(z, y):
     return hessian_of_sides_float64(z, 1.0)
 
 
-# The loss of a logit and such shares, a for 1-y and b for y, which may be infinite.
+# The loss of a logit and such shares, a for 1-y and b for y.  b may be infinite, which leaves inf - inf where
+# log(1+e) falls short of e; of nothing it is nothing.
 @formula
 def logits_shares_loss_float64(z, a, b):
+    b = 0.0 if b == np.inf and z == np.inf else b
     loss, late = loss_of_sides_float64(z, a if z > 0.0 else b, 0.0, a + b)
     return b if b == np.inf and z < np.inf else loss, late
 
@@ -724,6 +736,7 @@ def logits_shares_loss_float64(z, a, b):
 # The gradient of these.
 @formula
 def logits_shares_gradient_float64(z, a, b):
+    b = 0.0 if b == np.inf and z == np.inf else b
     wrong, right = (a, b) if z > 0.0 else (b, a)
     gradient, late = gradient_of_sides_float64(z, wrong, 0.0, right, 0.0)
     return -b if b == np.inf and z < np.inf else gradient, late
@@ -732,8 +745,9 @@ def logits_shares_gradient_float64(z, a, b):
 # The hessian of these.
 @formula
 def logits_shares_hessian_float64(z, a, b):
+    b = 0.0 if b == np.inf and (z == np.inf or z == -np.inf) else b
     hessian, late = hessian_of_sides_float64(z, a + b)
-    return b if b == np.inf and z < np.inf else hessian, late
+    return b if b == np.inf and z == z else hessian, late
 
 
 # For sums of float32: exp(-|z|) = ((1 + r) + s) power, times LATE_WIDE beyond LATE_FROM_WIDE; h is H(e).
@@ -775,6 +789,7 @@ def logits_wide_loss(z, y, r, s, power, h):
 # The same of a logit and such shares.
 @formula
 def logits_shares_wide_loss(z, a, b, r, s, power, h):
+    b = 0.0 if b == np.inf and z == np.inf else b
     loss = logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
     return b if b == np.inf and z < np.inf else loss
 
@@ -1977,8 +1992,8 @@ def each_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
 
 
-# Gradients of float32.  A row in which the floor may rule, or with a factor for which float32 will not do, goes a
-# longer way, by which all others have the same bits (0.10 ns an element, 0.23 for all that may be needed).
+# Gradients of float32.  A row in which the floor may rule goes a longer way, by which all others have the same bits
+# (0.10 ns an element, 0.23 for all that may be needed); so does one with a factor for which float32 will not do, as 0.
 @maker
 def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The gradient of each element for each label, times w and `scale`."""
@@ -1990,6 +2005,7 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     inverses = array_at(scratch_at + 40 * LANES, LANES, F32)
     factor, inverse, rest = scale_parts_float64(scale)
     left = scale_left_float64(scale)
+    fits = left == 1.0
     largest_x = U32(0)
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
@@ -2000,7 +2016,7 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 beyond += I64(0) if scale_left_float64(w[row + j] * scale) == 1.0 else I64(1)
                 factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
-            left = 1.0 if beyond == I64(0) else 0.0
+            fits = beyond == I64(0)
         for j in range(width):
             xi, yi = x[row + j], y[row + j]
             bits = bits_of_float32(xi)
@@ -2013,16 +2029,17 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 out[row + j], d = inner_gradient_float32(xi, yi, factors[j], inverses[j], rests[j])
             bits = bits_of_float32(d)
             least_d = bits if bits < least_d else least_d
-        if left == 1.0 and least_d > BITS_OF_FLOOR_32 and largest_x <= U32(0x3F800000):
-            continue
-        if w_at == 0:
+        steep = least_d <= BITS_OF_FLOOR_32 or largest_x > U32(0x3F800000)
+        if steep and w_at == 0:
             for j in range(width):
                 out[row + j] = gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
-            for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * left)
-        else:
+        elif steep:
             for j in range(width):
                 out[row + j] = gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
+        if not fits and w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * left)
+        elif not fits:
             for j in range(width):
                 out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
@@ -2030,13 +2047,12 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def each_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The gradient of each element for the label's shares, times w and `scale`, rounded once more."""
+    """The gradient of each element for the label's shares, times w and `scale`, rounded once."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     values = array_at(scratch_at + 32 * LANES, LANES, F64)
-    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
     largest_x = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
@@ -2044,13 +2060,13 @@ def each_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
             xi = x[row + j]
             bits = bits_of_float32(xi)
             largest_x = bits if bits > largest_x else largest_x
-            values[j], lates[j] = shares_gradient_float64(F64(xi), a[row + j], b[row + j]), 1.0
+            values[j] = shares_gradient_float64(F64(xi), a[row + j], b[row + j])
         if w_at == 0:
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * scale * F64(lates[j]))
+                out[row + j] = F32(F64(values[j]) * scale)
         else:
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
+                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale))
     return F64(largest_x > U32(0x3F800000))
 
 
@@ -2122,10 +2138,10 @@ def each_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         out[i] = loss_float64(xi, yi)
     if w_at != 0:
         for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
+            out[i] *= w[i] * scale
     elif scale != 1.0:
         for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+            out[i] *= scale
     return F64(largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000))
 
 
@@ -2148,10 +2164,10 @@ def each_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         out[i] = gradient_float64(xi, yi)
     if w_at != 0:
         for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
+            out[i] *= w[i] * scale
     elif scale != 1.0:
         for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+            out[i] *= scale
     return F64(largest_x > U64(0x3FF0000000000000) or largest_y > U64(0x3FF0000000000000))
 
 
@@ -2170,10 +2186,10 @@ def each_shares_loss_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at)
         out[i] = shares_loss_float64(xi, a[i], b[i])
     if w_at != 0:
         for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
+            out[i] *= w[i] * scale
     elif scale != 1.0:
         for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+            out[i] *= scale
     return F64(largest_x > U64(0x3FF0000000000000))
 
 
@@ -2192,10 +2208,10 @@ def each_shares_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch
         out[i] = shares_gradient_float64(xi, a[i], b[i])
     if w_at != 0:
         for i in range(size):
-            out[i] = F64(F64(out[i]) * (w[i] * scale))
+            out[i] *= w[i] * scale
     elif scale != 1.0:
         for i in range(size):
-            out[i] = F64(F64(out[i]) * scale)
+            out[i] *= scale
     return F64(largest_x > U64(0x3FF0000000000000))
 
 
@@ -2248,8 +2264,8 @@ def each_logits_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at)
 
 
 # Gradients of float32 logits.  In two loops, which take a fifth less time than one with so long a chain (0.24 ns an
-# element).  A row with an exponential that has to be multiplied in late, or with a factor for which float32 will not
-# do, goes a longer way, by which all others have the same bits.
+# element).  A row with an exponential that has to be multiplied in late goes a longer way, by which all others have the
+# same bits; so does one with a factor for which float32 will not do, as 0.
 @maker
 def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The gradient of each element for each label, times w and `scale`."""
@@ -2263,6 +2279,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     values, lates = v, power
     factor, inverse, rest = scale_parts_float64(scale)
     left = scale_left_float64(scale)
+    fits = left == 1.0
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
@@ -2281,24 +2298,28 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
             for j in range(width):
                 beyond += I64(0) if scale_left_float64(w[row + j] * scale) == 1.0 else I64(1)
                 factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
-            left = 1.0 if beyond == I64(0) else 0.0
-        if left == 1.0 and largest_z <= BITS_OF_LATE_FROM_WIDE:
-            if w_at == 0:
-                for j in range(width):
-                    out[row + j] = gradient_of_exp_float32(
-                        x[row + j], y[row + j], v[j], power[j], factor, inverse, rest
-                    )
-            else:
-                for j in range(width):
-                    out[row + j] = gradient_of_exp_float32(
-                        x[row + j], y[row + j], v[j], power[j], factors[j], inverses[j], rests[j]
-                    )
-        elif w_at == 0:
+            fits = beyond == I64(0)
+        late = largest_z > BITS_OF_LATE_FROM_32
+        if not late and w_at == 0:
+            for j in range(width):
+                out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
+        elif not late:
+            for j in range(width):
+                out[row + j] = gradient_of_exp_float32(
+                    x[row + j], y[row + j], v[j], power[j], factors[j], inverses[j], rests[j]
+                )
+        if not (late or fits) and w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * left)
+        elif not (late or fits):
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
+        elif late and w_at == 0:
             for j in range(width):
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
             for j in range(width):
                 out[row + j] = F32(F64(values[j]) * left * F64(lates[j]))
-        else:
+        elif late:
             for j in range(width):
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
             for j in range(width):
@@ -2334,7 +2355,7 @@ def each_logits_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
 
 @maker
 def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The gradient of each element for the label's shares, times w and `scale`, rounded once more."""
+    """The gradient of each element for the label's shares, times w and `scale`, rounded once."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
@@ -2356,7 +2377,7 @@ def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, 
 
 @maker
 def each_logits_shares_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The hessian of each element for the label's shares, times w and `scale`, rounded once more."""
+    """The hessian of each element for the label's shares, times w and `scale`, rounded once."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)

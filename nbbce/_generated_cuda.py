@@ -116,11 +116,14 @@ STEEP_64, STEEP_REST_64 = 1e12, 0.0
 # Adding and taking off 1.5 * 2^23 (2^52) rounds to an integer, which then stands in the low bits of the sum.
 LOG2_E_32, ROUND_32 = F32(1.4426950216293335), F32(12582912.0)
 LOG2_E_64, ROUND_64 = 1.4426950408889634, 6755399441055744.0
-# exp(-away) is 0 beyond HELD_AWAY.  Beyond LATE_FROM it is kept 1/LATE times too large, so that what ends below the
-# normal numbers is rounded there once, in the last step, and a large weight may still bring it back.
+# Beyond LATE_FROM exp(-away) is kept 1/LATE times too large, so that what ends below the normal numbers is rounded
+# there once, in the last step, after the weight.  From 86 on 2^96 keeps it normal up to 150, and below 2^-28, which
+# added to 1 leaves 1; from 600 on 2^860 keeps it below 1, so that no weight makes it infinite before LATE is multiplied
+# in.  Beyond HELD_AWAY it is 0, which is right for weights of up to 2^66, and 2^800 in float64.
 HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(150.0), F32(86.0), F32(2.0**-96)
+BITS_OF_LATE_FROM_32 = U32(0x42AC0000)
 HELD_AWAY_64, LATE_FROM_64, LATE_64 = 1300.0, 600.0, 2.0**-860
-# The same where float32 terms meet in float64.
+# The same where float32 terms meet in float64: right for weights of up to 2^167.
 HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(220.0), F32(80.0), 2.0**-200
 BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 # And for the powers of the focal loss, of which three may be multiplied.
@@ -303,18 +306,22 @@ def wide_loss(x, y, t, q, e, g, h):
     return fma(w_far, far - near, near)
 
 
-# The same for shares of the label with weights of their own: a stands for 1-y and b for y.
+# The same for shares of the label with weights of their own: a stands for 1-y and b for y.  b may be
+# infinite; of nothing it is nothing.
 @formula
 def shares_wide_loss(x, a, b, t, q, e, g, h):
+    b = 0.0 if b == np.inf and x == F32(1.0) else b
     w_far, w_near = (a, b) if x > F32(0.5) else (b, a)
     near = fma(t * t, q, t)
     far = -(fma(e, LOG2_64, g) + h)
     return fma(w_far, far, w_near * near)
 
 
-# The loss of such shares in float64.  b may be infinite, and the terms of log t have both signs.
+# The loss of such shares in float64, where an infinite b would give inf - inf: terms of log t have both
+# signs.
 @formula
 def shares_loss_float64(x, a, b):
+    b = 0.0 if b == np.inf and x == 1.0 else b
     beyond_half = x > 0.5
     t = 1.0 - x if beyond_half else x
     w_far, w_near = (a, b) if beyond_half else (b, a)
@@ -405,7 +412,8 @@ def gradient_float64(x, y):
 
 
 # The gradient of such shares, a/(1-x) - b/x.  The numerator a x - b (1-x) cancels at x = b/(a+b), so its
-# products are kept with their errors too.  An infinite quotient has no residual.
+# products are kept with their errors too.  The residual of an infinite quotient is NaN; and u may be
+# infinite where t is 0, so there is no fma(u, t, u).
 @formula
 def shares_gradient_float64(x, a, b):
     r = 1.0 - x
@@ -480,7 +488,7 @@ def exp_parts_float64(away):
 
 
 # exp(-away) for away >= 0, as (u + error) late: late is 1 unless the product may be subnormal, and
-# error is by how much u was rounded.
+# error is by how much u was rounded; that of r + s is lost.
 @formula
 def exp_float32(away):
     far, gone = away > LATE_FROM_32, away > HELD_AWAY_32
@@ -542,7 +550,8 @@ def log1p_short_float64(u):
 
 # The loss.  `wrong` is the label's share on the wrong side and `error` its rounding error; `whole` is
 # the share of log(1+e), 1 but for weights.  What comes second is to be multiplied in last, after any
-# weight: `late`, where log(1+e) is all there is, else 1.  So it is with the derivatives.
+# weight: `late`, where log(1+e) is all there is, else 1.  So it is with the derivatives.  (`error` is
+# multiplied by a held |z|, since inf - inf is NaN.)
 @formula
 def loss_of_sides_float32(z, wrong, error, whole):
     a = -z if z < F32(0.0) else z
@@ -689,9 +698,11 @@ def logits_hessian_float64(z, y):
     return hessian_of_sides_float64(z, 1.0)
 
 
-# The loss of a logit and such shares, a for 1-y and b for y, which may be infinite.
+# The loss of a logit and such shares, a for 1-y and b for y.  b may be infinite, which leaves inf - inf where
+# log(1+e) falls short of e; of nothing it is nothing.
 @formula
 def logits_shares_loss_float64(z, a, b):
+    b = 0.0 if b == np.inf and z == np.inf else b
     loss, late = loss_of_sides_float64(z, a if z > 0.0 else b, 0.0, a + b)
     return b if b == np.inf and z < np.inf else loss, late
 
@@ -699,6 +710,7 @@ def logits_shares_loss_float64(z, a, b):
 # The gradient of these.
 @formula
 def logits_shares_gradient_float64(z, a, b):
+    b = 0.0 if b == np.inf and z == np.inf else b
     wrong, right = (a, b) if z > 0.0 else (b, a)
     gradient, late = gradient_of_sides_float64(z, wrong, 0.0, right, 0.0)
     return -b if b == np.inf and z < np.inf else gradient, late
@@ -707,8 +719,9 @@ def logits_shares_gradient_float64(z, a, b):
 # The hessian of these.
 @formula
 def logits_shares_hessian_float64(z, a, b):
+    b = 0.0 if b == np.inf and (z == np.inf or z == -np.inf) else b
     hessian, late = hessian_of_sides_float64(z, a + b)
-    return b if b == np.inf and z < np.inf else hessian, late
+    return b if b == np.inf and z == z else hessian, late
 
 
 # For sums of float32: exp(-|z|) = ((1 + r) + s) power, times LATE_WIDE beyond LATE_FROM_WIDE; h is H(e).
@@ -750,6 +763,7 @@ def logits_wide_loss(z, y, r, s, power, h):
 # The same of a logit and such shares.
 @formula
 def logits_shares_wide_loss(z, a, b, r, s, power, h):
+    b = 0.0 if b == np.inf and z == np.inf else b
     loss = logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
     return b if b == np.inf and z < np.inf else loss
 

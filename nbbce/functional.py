@@ -82,6 +82,7 @@ def binary_cross_entropy(
         elements, also when `weight` is given.
     pos_weight : real number or array of a real dtype, optional
         Factor of what the positive share of a label costs; broadcasts to the shape of `input` (one value a class).
+        An infinite one makes a loss infinite where that share costs anything, and nothing else.
     label_smoothing : float, default: 0.0
         Share ``a`` in [0, 1] of a label that is given away: ``y`` becomes ``y * (1 - a) + a / 2``.
     axis : int or tuple of int, optional
@@ -360,6 +361,7 @@ def binary_cross_entropy_with_logits(
         What to return: the mean of the losses, their sum, or the losses.
     pos_weight : real number or array of a real dtype, optional
         Factor of what the positive share of a label costs; broadcasts to the shape of `input` (one value a class).
+        An infinite one makes a loss infinite where that share costs anything, and nothing else.
     label_smoothing : float, default: 0.0
         Share ``a`` in [0, 1] of a label that is given away: ``y`` becomes ``y * (1 - a) + a / 2``.
     axis : int or tuple of int, optional
@@ -726,8 +728,8 @@ def sigmoid_focal_loss(
     Notes
     -----
     ``(1 - p_t) ** gamma`` is computed in log space, in which neither ``p_t`` near 1 nor its power near 0 loses digits:
-    single losses are within 3 ULP of the exact value for a `gamma` of up to 10.  In float64 the distance then grows
-    with `gamma`, to 16 ULP at 100.
+    single losses are within 3 ULP of the exact value for a `gamma` of up to 10; in float64 the distance then grows
+    with `gamma`.
 
     Examples
     --------

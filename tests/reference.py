@@ -390,7 +390,8 @@ def logit_edges(dtype):
     largest = float(ml_dtypes.finfo(dtype).max)
     middles = [2.0 ** (least - bits + 5), 2.0**least, *(2.0**-n for n in (8, 11, 12, 24, 25, 53, 54)), 1e-6, 0.01]
     middles += [0.25, 0.5, 1, 2, 3, 5, 10, 15, 16, 17, 18, 20, 30, 32, 36, 37, 38, 50, 60, 64, 87, 87.3, 88, 88.7, 100]
-    middles += [103.28, 103.97, 104, 128, 600, 708, 708.4, 709.78, 744.44, 745, 745.13, 746, 1000, 65504, 1e10]
+    middles += [86, 103.28, 103.97, 104, 128, 150, 220, 600, 708, 708.4, 709.78, 744.44, 745, 745.13, 746, 760, 1000]
+    middles += [1300, 65504, 1e10]
     middles += [2.0**31, 2.0**63, 1e38, 3.4e38, 2.0**1000, 1e308]
     middles += [k * math.log(2) / 2 for k in [*range(1, 30), *range(30, 310, 9), *range(310, 2200, 67)]]
     middles = [m for m in middles if m <= largest]
@@ -404,7 +405,7 @@ def random_logits(dtype, size, rng):
     """Finite logits: a third of random bits (all exponents alike), a third where losses change, a third near 0."""
     third = size // 3
     anything = of_bits(rng.integers(0, int(bits_of(float(ml_dtypes.finfo(dtype).max), dtype)) + 1, third), dtype)
-    ends = rng.uniform(0, 760 if np.dtype(dtype) == np.float64 else 110, third).astype(dtype)
+    ends = rng.uniform(0, 1300 if np.dtype(dtype) == np.float64 else 150, third).astype(dtype)
     near = 2.0 ** rng.uniform(-FORMATS[np.dtype(dtype).name][0] - 3, 6, size - 2 * third)
     z = rng.permutation(np.concatenate([anything, ends, near.astype(dtype)]))
     return np.where(rng.random(size) < 0.5, -z, z)

@@ -499,6 +499,10 @@ def repeated() -> np.ndarray:
     return np.lib.stride_tricks.as_strided(np.full(3, PATTERN, np.float32), SHAPE, (0, 4))
 
 
+def sliding() -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(np.full(4, PATTERN, np.float32), 3, writeable=True)
+
+
 OUT = [
     Wrong("list", lambda: [[0.0] * 3] * 2, TypeError, "must be a NumPy array; got list"),
     Wrong("number", lambda: 0.0, TypeError, "must be a NumPy array; got 0.0"),
@@ -513,8 +517,9 @@ OUT = [
     Wrong("larger", lambda: np.zeros((4, 2, 3), "f4"), ValueError, "must have shape (2, 3); got (4, 2, 3)"),
     Wrong("0-d", lambda: np.zeros((), "f4"), ValueError, "must have shape (2, 3); got ()"),
     Wrong("read-only", read_only, ValueError, "must be writeable; got a read-only array"),
-    Wrong("masked", lambda: np.ma.zeros(SHAPE, "f4"), TypeError, "must be a NumPy array; got MaskedArray"),
+    Wrong("masked", lambda: np.ma.zeros(SHAPE, "f4"), TypeError, "must have no mask of its own; got a masked array"),
     Wrong("repeated", repeated, ValueError, "must have memory for each element; got one that repeats some"),
+    Wrong("sliding", sliding, ValueError, "must have memory for each element; got one that repeats some"),
 ]
 
 

@@ -28,8 +28,8 @@ WIDE = ["float32", "float64"]
 HALF = ["float16", "bfloat16"]
 FLOATS = [*HALF, *WIDE]
 WIDTH = {"float32": 32, "float64": 64}
-# Both of torchvision's defaults, no focus, no classes, much focus, and an exponent below 1.
-PARAMETERS = [(0.25, 2.0), (0.5, 0.0), (-1, 1.5), (0.9, 5.0), (0.25, 0.5)]
+# Both of torchvision's defaults, no focus, no classes, much focus, an exponent below 1, and the largest within 3 ULP.
+PARAMETERS = [(0.25, 2.0), (0.5, 0.0), (-1, 1.5), (0.9, 5.0), (0.25, 0.5), (0.25, 10.0)]
 parameters = pytest.mark.parametrize(("alpha", "gamma"), PARAMETERS, ids=str)
 # Largest distance of a sum or mean from the exact one: its elements may all be 3 ULP off to the same side, and such an
 # error is up to 6 ULP of a sum whose own last place is relatively finer.  And that of a weighted element.

@@ -231,9 +231,10 @@ def points(parameter: str, dtype: type) -> list[Any]:
     below_half = [0.0, least, tiny, *neighbours(1e-12, dtype), *neighbours(np.exp(-100), dtype), 1e-9, 1e-3, 0.25]
     below_half += [*neighbours(1 / 3, dtype), 0.49, *neighbours(0.5, dtype)[:2], *rng.uniform(0, 0.5, 12)]
     far = [0.0, least, tiny, 1e-3, 0.3, *neighbours(np.log(2) / 2, dtype), *neighbours(1.5 * np.log(2), dtype), 17.0]
-    far += [*neighbours(60.0, dtype), *neighbours(80.0, dtype), 87.5, 104.0, *neighbours(110.0, dtype)[:2]]
+    far += [*neighbours(60.0, dtype), *neighbours(80.0, dtype), *neighbours(86.0, dtype), 87.5, 104.0]
+    far += [*neighbours(150.0, dtype), *neighbours(220.0, dtype)[:2]]
     if dtype is np.float64:
-        far += [150.0, *neighbours(600.0, dtype), 708.5, 745.0, *neighbours(760.0, dtype)[:2]]
+        far += [*neighbours(600.0, dtype), 708.5, 745.0, *neighbours(760.0, dtype), *neighbours(1300.0, dtype)]
     far += [*rng.uniform(0, 105, 12)]
     shares = [0.0, 1.0, 0.5, 0.3, 1e-5, least, *neighbours(1.0, dtype)[:1], *rng.uniform(0, 1, 6)]
     errors = [0.0, np.finfo(dtype).eps / 5, -np.finfo(dtype).eps / 7]
@@ -374,9 +375,9 @@ def made(
     weights: np.ndarray | None = None,
 ) -> float:
     """What a compiled maker returns for the block of `x` and `y`, which fills `out` if it makes something of each."""
-    scratch = np.empty(64 * generated.LANES, np.uint8)  # more than any maker needs
+    scratch = np.full(generated.SCRATCH + 64, 165, np.uint8)
     native = MAKER(getattr(generated, maker).address)
-    return native(
+    result = native(
         x.ctypes.data,
         y.ctypes.data,
         0 if weights is None else weights.ctypes.data,
@@ -385,6 +386,8 @@ def made(
         count,
         scratch.ctypes.data,
     )
+    assert (scratch[generated.SCRATCH :] == 165).all(), "the maker wrote behind its scratch memory"
+    return result
 
 
 EACH = ["loss_float32", "loss_float64", "gradient_float64", "logits_loss_float32", "logits_loss_float64"]

@@ -108,16 +108,15 @@ def test_loss_of_every_float32_logit_on_the_right_side_is_within_2_ulp():
         assert (distances <= (2 - 2.0**-25) * unit).all(), f"at {z[np.argmax(distances / unit)]}"
 
 
-@pytest.mark.parametrize("y", [0, 0.001, 0.9, 0.97], ids=str)
 @pytest.mark.parametrize("dtype", WIDE)
-def test_loss_just_below_a_power_of_2_where_its_last_place_is_smallest_is_within_2_ulp(dtype, y, rng):
-    # There the rounding of exp(-|z|) counts most.  It once made float64 losses near 1/2 wrong by 2.29 ULP.
+def test_loss_just_below_a_power_of_2_where_its_last_place_is_smallest_is_within_1_8_ulp(dtype, rng):
+    # There the rounding of exp(-|z|) counts most: it once made the loss of these two wrong by 2.24 and 2.22 ULP.
     below = [-float(mp.log(mp.expm1(mp.ldexp(1, -k)))) for k in range(1, 12)]
     z = np.concatenate([-rng.uniform(b, b + 0.03, 300) for b in below])
     z = np.append(z, [-0.43375037042490333, -0.4394677877177964]).astype(dtype)
-    y = np.full(z.shape, y, dtype)
+    y = np.zeros(z.shape, dtype)
     distance, message = reference.worst(reference.ulps, losses(z, y), reference.logits_losses(z, y), dtype, z, y)
-    assert distance <= 2, message
+    assert distance <= (1.8 if dtype == "float64" else 2), message
 
 
 @pytest.mark.parametrize("dtype", WIDE)

@@ -413,6 +413,24 @@ def test_an_infinite_pos_weight_costs_infinity_where_the_label_has_a_share(famil
 
 
 @pytest.mark.parametrize("dtype", WIDE)
+def test_an_infinite_pos_weight_of_what_costs_nothing_is_nothing(dtype):
+    # At x = 1, or an infinite logit, the label 1 costs nothing; with label 1/4 the other share still pays 75, or inf.
+    options = {"reduction": "none", "pos_weight": np.inf}
+    x, y = np.array([1, 1, 0, 0], dtype), np.array([1, 0.25, 0, 0.25], dtype)
+    np.testing.assert_array_equal(nbbce.binary_cross_entropy(x, y, **options), [0, 75, 0, np.inf])
+    # y / x is not 0 at x = 1.
+    np.testing.assert_array_equal(nbbce.binary_cross_entropy_grad(x, y, **options), [-np.inf, -np.inf, 1, -np.inf])
+    assert nbbce.binary_cross_entropy(x[:3], y[:3], pos_weight=np.inf) == 25
+    z = np.array([np.inf, np.inf, -np.inf, -np.inf], dtype)
+    np.testing.assert_array_equal(nbbce.binary_cross_entropy_with_logits(z, y, **options), [0, np.inf, 0, np.inf])
+    gradient, hessian = nbbce.binary_cross_entropy_with_logits_grad_and_hess(z, y, **options)
+    np.testing.assert_array_equal(gradient, [0, 0.75, 0, -np.inf])
+    np.testing.assert_array_equal(hessian, np.zeros(4))
+    assert nbbce.binary_cross_entropy_with_logits(z[::2], y[::2], pos_weight=np.inf) == 0
+    assert np.isnan(nbbce.binary_cross_entropy_with_logits(np.full(1, np.nan, dtype), np.ones(1), pos_weight=np.inf))
+
+
+@pytest.mark.parametrize("dtype", WIDE)
 @families
 def test_a_pos_weight_near_the_largest_number_gives_large_answers_and_no_nan(family, dtype):
     x = np.array([0.3, 0.5, 0.7, 1e-30, 1 - 2.0**-20], dtype) if family == "probabilities" else None

@@ -140,11 +140,14 @@ STEEP_64, STEEP_REST_64 = 1e12, 0.0
 # Adding and taking off 1.5 * 2^23 (2^52) rounds to an integer, which then stands in the low bits of the sum.
 LOG2_E_32, ROUND_32 = F32({float(np.float32(math.log2(math.e)))!r}), F32({1.5 * 2**23!r})
 LOG2_E_64, ROUND_64 = {math.log2(math.e)!r}, {1.5 * 2**52!r}
-# exp(-away) is 0 beyond HELD_AWAY.  Beyond LATE_FROM it is kept 1/LATE times too large, so that what ends below the
-# normal numbers is rounded there once, in the last step, and a large weight may still bring it back.
+# Beyond LATE_FROM exp(-away) is kept 1/LATE times too large, so that what ends below the normal numbers is rounded
+# there once, in the last step, after the weight.  From 86 on 2^96 keeps it normal up to 150, and below 2^-28, which
+# added to 1 leaves 1; from 600 on 2^860 keeps it below 1, so that no weight makes it infinite before LATE is multiplied
+# in.  Beyond HELD_AWAY it is 0, which is right for weights of up to 2^66, and 2^800 in float64.
 HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(150.0), F32(86.0), F32(2.0**-96)
+BITS_OF_LATE_FROM_32 = U32(0x42AC0000)
 HELD_AWAY_64, LATE_FROM_64, LATE_64 = 1300.0, 600.0, 2.0**-860
-# The same where float32 terms meet in float64.
+# The same where float32 terms meet in float64: right for weights of up to 2^167.
 HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(220.0), F32(80.0), 2.0**-200
 BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 # And for the powers of the focal loss, of which three may be multiplied.
@@ -307,9 +310,11 @@ def wide_loss(x, y, t, q, e, g, h):
         ),
         Formula(
             "shares_wide_loss",
-            "The same for shares of the label with weights of their own: a stands for 1-y and b for y.",
+            "The same for shares of the label with weights of their own: a stands for 1-y and b for y.  b may be\n"
+            "infinite; of nothing it is nothing.",
             """\
 def shares_wide_loss(x, a, b, t, q, e, g, h):
+    b = 0.0 if b == np.inf and x == F32(1.0) else b
     w_far, w_near = (a, b) if x > F32(0.5) else (b, a)
     near = fma(t * t, q, t)
     far = -(fma(e, LOG2_64, g) + h)
@@ -318,9 +323,11 @@ def shares_wide_loss(x, a, b, t, q, e, g, h):
         ),
         Formula(
             "shares_loss_float64",
-            "The loss of such shares in float64.  b may be infinite, and the terms of log t have both signs.",
+            "The loss of such shares in float64, where an infinite b would give inf - inf: terms of log t have both\n"
+            "signs.",
             """\
 def shares_loss_float64(x, a, b):
+    b = 0.0 if b == np.inf and x == 1.0 else b
     beyond_half = x > 0.5
     t = 1.0 - x if beyond_half else x
     w_far, w_near = (a, b) if beyond_half else (b, a)
@@ -423,7 +430,8 @@ def gradient_float64(x, y):
         Formula(
             "shares_gradient_float64",
             "The gradient of such shares, a/(1-x) - b/x.  The numerator a x - b (1-x) cancels at x = b/(a+b), so its\n"
-            "products are kept with their errors too.  An infinite quotient has no residual.",
+            "products are kept with their errors too.  The residual of an infinite quotient is NaN; and u may be\n"
+            "infinite where t is 0, so there is no fma(u, t, u).",
             """\
 def shares_gradient_float64(x, a, b):
     r = 1.0 - x
@@ -501,7 +509,7 @@ def exp_parts_float64(away):
             Formula(
                 f"exp_{f.name}",
                 "exp(-away) for away >= 0, as (u + error) late: late is 1 unless the product may be subnormal, and\n"
-                "error is by how much u was rounded."
+                "error is by how much u was rounded; that of r + s is lost."
                 if f.name == "float32"
                 else "The same in float64.",
                 Template(
@@ -551,7 +559,8 @@ def log1p_short_float64(u):
                 f"loss_of_sides_{f.name}",
                 "The loss.  `wrong` is the label's share on the wrong side and `error` its rounding error; `whole` is\n"
                 "the share of log(1+e), 1 but for weights.  What comes second is to be multiplied in last, after any\n"
-                "weight: `late`, where log(1+e) is all there is, else 1.  So it is with the derivatives."
+                "weight: `late`, where log(1+e) is all there is, else 1.  So it is with the derivatives.  (`error` is\n"
+                "multiplied by a held |z|, since inf - inf is NaN.)"
                 if f.name == "float32"
                 else "The same in float64.  What u was rounded by counts for 1/(1+u) of it, for which 3/4 will do:\n"
                 "within 1.8 ULP, and 2.3 without it.",
@@ -694,6 +703,7 @@ def logits_wide_loss(z, y, r, s, power, h):
             "The same of a logit and such shares.",
             """\
 def logits_shares_wide_loss(z, a, b, r, s, power, h):
+    b = 0.0 if b == np.inf and z == np.inf else b
     loss = logits_wide_loss_of_sides(z, a if z > F32(0.0) else b, a + b, r, s, power, h)
     return b if b == np.inf and z < np.inf else loss
 """,
@@ -931,7 +941,7 @@ def logits_hessian_$T(z, y):
 """,
 }
 # In float32, scaled.  The exponential that is all there is of a gradient is kept 2^96 times too large beyond
-# LATE_FROM_32; d and n take no notice, since it is below 2^-28 of them even so.
+# LATE_FROM_32; n takes no notice, and the quotient moves by 2^-28 of it at most, which is 1/16 ULP.
 SCALED_LOGITS_GRADIENT = """\
 def logits_gradient_float32(z, y, scale, inverse, rest):
     a = -z if z < F32(0.0) else z
@@ -947,9 +957,11 @@ def logits_gradient_float32(z, y, scale, inverse, rest):
 """
 LOGITS_SHARES = {
     "loss": (
-        "The loss of a logit and such shares, a for 1-y and b for y, which may be infinite.",
+        "The loss of a logit and such shares, a for 1-y and b for y.  b may be infinite, which leaves inf - inf where\n"
+        "log(1+e) falls short of e; of nothing it is nothing.",
         """\
 def logits_shares_loss_float64(z, a, b):
+    b = 0.0 if b == np.inf and z == np.inf else b
     loss, late = loss_of_sides_float64(z, a if z > 0.0 else b, 0.0, a + b)
     return b if b == np.inf and z < np.inf else loss, late
 """,
@@ -958,6 +970,7 @@ def logits_shares_loss_float64(z, a, b):
         "The gradient of these.",
         """\
 def logits_shares_gradient_float64(z, a, b):
+    b = 0.0 if b == np.inf and z == np.inf else b
     wrong, right = (a, b) if z > 0.0 else (b, a)
     gradient, late = gradient_of_sides_float64(z, wrong, 0.0, right, 0.0)
     return -b if b == np.inf and z < np.inf else gradient, late
@@ -967,8 +980,9 @@ def logits_shares_gradient_float64(z, a, b):
         "The hessian of these.",
         """\
 def logits_shares_hessian_float64(z, a, b):
+    b = 0.0 if b == np.inf and (z == np.inf or z == -np.inf) else b
     hessian, late = hessian_of_sides_float64(z, a + b)
-    return b if b == np.inf and z < np.inf else hessian, late
+    return b if b == np.inf and z == z else hessian, late
 """,
     ),
 }
@@ -1031,6 +1045,7 @@ BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 # float64 0.77, not 0.45.
 PIECE = 1024
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
+SCRATCH = 52 * LANES  # bytes of a maker's scratch memory
 # Products side by side, and factors before they are renormalised.  Few products let a loop go through memory in order:
 # with 128 float32 ones it read at 16 places at once, and took 0.2 to 0.6 ns an element out of cache, as the code
 # happened to lie; with 32 it takes 0.2 (and 0.12 in cache).
@@ -1617,31 +1632,40 @@ $before    for i in range(size):
 $body    return $verdict
 ''')
 
-EACH_LATE = Template('''
+EACH_BY_ROWS = Template('''
 
 @maker
 def each_${name}${what}_$T(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """The $what of each element for $labels, times w and `scale`, rounded once more."""
+    """The $what of each element for $labels, times w and `scale`, rounded once$more."""
     size = U64(count)
 $operands    out = array_at(out_at, size, $numpy_T)
     values = array_at(scratch_at + 32 * LANES, LANES, $value_T)
-    lates = array_at(scratch_at + 40 * LANES, LANES, $value_T)
-$before    for row in range(U64(0), size, U64(LANES)):
+$lates$before    for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
         for j in range(width):
 $body        if w_at == 0:
             for j in range(width):
-                out[row + j] = $numpy_T(F64(values[j]) * scale * F64(lates[j]))
+                out[row + j] = $numpy_T(F64(values[j]) * scale$late)
         else:
             for j in range(width):
-                out[row + j] = $numpy_T(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
+                out[row + j] = $numpy_T(F64(values[j]) * (w[row + j] * scale)$late)
     return $verdict
 ''')
 
-GRADIENT = """
+# What each element of a row is multiplied by, in the parts that float32 formulas take.
+FACTORS = """\
+        if w_at != 0:
+            beyond = I64(0)
+            for j in range(width):
+                beyond += I64(0) if scale_left_float64(w[row + j] * scale) == 1.0 else I64(1)
+                factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
+            fits = beyond == I64(0)
+"""
 
-# Gradients of float32.  A row in which the floor may rule, or with a factor for which float32 will not do, goes a
-# longer way, by which all others have the same bits (0.10 ns an element, 0.23 for all that may be needed).
+GRADIENT = Template("""
+
+# Gradients of float32.  A row in which the floor may rule goes a longer way, by which all others have the same bits
+# (0.10 ns an element, 0.23 for all that may be needed); so does one with a factor for which float32 will not do, as 0.
 @maker
 def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     \"""The gradient of each element for each label, times w and `scale`.\"""
@@ -1653,18 +1677,13 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     inverses = array_at(scratch_at + 40 * LANES, LANES, F32)
     factor, inverse, rest = scale_parts_float64(scale)
     left = scale_left_float64(scale)
+    fits = left == 1.0
     largest_x = U32(0)
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
         least_d = U32(0xFFFFFFFF)
-        if w_at != 0:
-            beyond = I64(0)
-            for j in range(width):
-                beyond += I64(0) if scale_left_float64(w[row + j] * scale) == 1.0 else I64(1)
-                factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
-            left = 1.0 if beyond == I64(0) else 0.0
-        for j in range(width):
+$factors        for j in range(width):
             xi, yi = x[row + j], y[row + j]
             bits = bits_of_float32(xi)
             largest_x = bits if bits > largest_x else largest_x
@@ -1676,26 +1695,27 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 out[row + j], d = inner_gradient_float32(xi, yi, factors[j], inverses[j], rests[j])
             bits = bits_of_float32(d)
             least_d = bits if bits < least_d else least_d
-        if left == 1.0 and least_d > BITS_OF_FLOOR_32 and largest_x <= U32(0x3F800000):
-            continue
-        if w_at == 0:
+        steep = least_d <= BITS_OF_FLOOR_32 or largest_x > U32(0x3F800000)
+        if steep and w_at == 0:
             for j in range(width):
                 out[row + j] = gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
-            for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * left)
-        else:
+        elif steep:
             for j in range(width):
                 out[row + j] = gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
+        if not fits and w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * left)
+        elif not fits:
             for j in range(width):
                 out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
-"""
+""").substitute(factors=FACTORS)
 
 LOGITS_GRADIENT = Template("""
 
 # Gradients of float32 logits.  In two loops, which take a fifth less time than one with so long a chain (0.24 ns an
-# element).  A row with an exponential that has to be multiplied in late, or with a factor for which float32 will not
-# do, goes a longer way, by which all others have the same bits.
+# element).  A row with an exponential that has to be multiplied in late goes a longer way, by which all others have the
+# same bits; so does one with a factor for which float32 will not do, as 0.
 @maker
 def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     \"""The gradient of each element for each label, times w and `scale`.\"""
@@ -1709,6 +1729,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     values, lates = v, power
     factor, inverse, rest = scale_parts_float64(scale)
     left = scale_left_float64(scale)
+    fits = left == 1.0
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
@@ -1720,43 +1741,41 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
 $largest_z            r, s, shifted = exp_parts_float32(float32_of_bits(bits))
             v[j] = r + s
             power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
-        if w_at != 0:
-            beyond = I64(0)
+$factors        late = largest_z > BITS_OF_LATE_FROM_32
+        if not late and w_at == 0:
             for j in range(width):
-                beyond += I64(0) if scale_left_float64(w[row + j] * scale) == 1.0 else I64(1)
-                factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
-            left = 1.0 if beyond == I64(0) else 0.0
-        if left == 1.0 and largest_z <= BITS_OF_LATE_FROM_WIDE:
-            if w_at == 0:
-                for j in range(width):
-                    out[row + j] = gradient_of_exp_float32(
-                        x[row + j], y[row + j], v[j], power[j], factor, inverse, rest
-                    )
-            else:
-                for j in range(width):
-                    out[row + j] = gradient_of_exp_float32(
-                        x[row + j], y[row + j], v[j], power[j], factors[j], inverses[j], rests[j]
-                    )
-        elif w_at == 0:
+                out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
+        elif not late:
+            for j in range(width):
+                out[row + j] = gradient_of_exp_float32(
+                    x[row + j], y[row + j], v[j], power[j], factors[j], inverses[j], rests[j]
+                )
+        if not (late or fits) and w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * left)
+        elif not (late or fits):
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
+        elif late and w_at == 0:
             for j in range(width):
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
             for j in range(width):
                 out[row + j] = F32(F64(values[j]) * left * F64(lates[j]))
-        else:
+        elif late:
             for j in range(width):
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
             for j in range(width):
                 out[row + j] = F32(F64(values[j]) * scale_left_float64(w[row + j] * scale) * F64(lates[j]))
     return F64(largest_y > U32(0x3F800000))
-""").substitute(largest_z=LARGEST_Z)
+""").substitute(largest_z=LARGEST_Z, factors=FACTORS)
 
 SCALED = """\
     if w_at != 0:
         for i in range(size):
-            out[i] = $numpy_T(F64(out[i]) * (w[i] * scale))
+            out[i] *= w[i] * scale
     elif scale != 1.0:
         for i in range(size):
-            out[i] = $numpy_T(F64(out[i]) * scale)
+            out[i] *= scale
 """
 
 
@@ -1774,18 +1793,18 @@ def loops_of_each(family: Family, f: Float) -> str:
                 text += LOGITS_GRADIENT if family.prefix else GRADIENT
                 continue
             # Logits are scaled in the loop, before what is late; but for the loss of float32, which then has another.
-            # So are float32 gradients for shares, since the factor of positive labels may take them out of its range.
-            wide = shares and f.name == "float32"
-            late = wide or (family.prefix != "" and not (what == "loss" and f.name == "float32"))
-            i = "row + j" if late else "i"
+            # So are float32 gradients for shares, which may be beyond float32's range before a weight brings them back.
+            late = family.prefix != "" and not (what == "loss" and f.name == "float32")
+            by_rows = late or (shares and f.name == "float32")
+            i = "row + j" if by_rows else "i"
             x, y = ("xi" if "x" in checked else f"x[{i}]"), ("yi" if "y" in checked else f"y[{i}]")
             body = [f"{v}i = {v}[{i}]" for v in checked] + inside
             if shares:
                 value = f"{name}{what}_float64({x if numpy_T == 'F64' else f'F64({x})'}, a[{i}], b[{i}])"
             else:
                 value = f"{name}{what}_{f.name}({x}, {y})"
-            if late:
-                body.append(f"values[j], lates[j] = {value}" + ("" if family.prefix else ", 1.0"))
+            if by_rows:
+                body.append(f"values[j]{', lates[j]' if late else ''} = {value}")
             elif family.prefix:
                 body += [f"value, late = {value}", "out[i] = value * late"]
             else:
@@ -1800,17 +1819,24 @@ def loops_of_each(family: Family, f: Float) -> str:
                 "before": before,
                 "verdict": f"F64({verdict})" if verdict else "0.0",
             }
-            if late:
-                indented = "".join(f"            {line}\n" for line in body)
+            if by_rows:
                 value_T = "F64" if shares else numpy_T
-                text += EACH_LATE.substitute(words, operands=arrays, body=indented, value_T=value_T)
+                lates = f"    lates = array_at(scratch_at + 40 * LANES, LANES, {value_T})\n"
+                text += EACH_BY_ROWS.substitute(
+                    words,
+                    operands=arrays,
+                    body="".join(f"            {line}\n" for line in body),
+                    value_T=value_T,
+                    lates=lates if late else "",
+                    late=" * F64(lates[j])" if late else "",
+                    more="" if value_T != numpy_T else " more",
+                )
                 continue
             text += ELEMENTWISE.substitute(
                 words,
                 scaled=", times w and `scale`" if scaled else "",
                 operands=arrays if scaled else arrays.replace("    w = array_at(w_at, size, F64)\n", ""),
-                body="".join(f"        {line}\n" for line in body)
-                + (Template(SCALED).substitute(numpy_T=numpy_T) if scaled else ""),
+                body="".join(f"        {line}\n" for line in body) + (SCALED if scaled else ""),
             )
     return text
 
