@@ -310,11 +310,10 @@ def wide_loss(x, y, t, q, e, g, h):
 # infinite; of nothing it is nothing.
 @formula
 def shares_wide_loss(x, a, b, t, q, e, g, h):
-    b = 0.0 if b == np.inf and x == F32(1.0) else b
     w_far, w_near = (a, b) if x > F32(0.5) else (b, a)
     near = fma(t * t, q, t)
     far = -(fma(e, LOG2_64, g) + h)
-    return fma(w_far, far, w_near * near)
+    return fma(w_far, far, w_near * near if x != F32(1.0) else 0.0)
 
 
 # The loss of such shares in float64, where an infinite b would give inf - inf: terms of log t have both

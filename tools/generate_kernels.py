@@ -314,11 +314,10 @@ def wide_loss(x, y, t, q, e, g, h):
             "infinite; of nothing it is nothing.",
             """\
 def shares_wide_loss(x, a, b, t, q, e, g, h):
-    b = 0.0 if b == np.inf and x == F32(1.0) else b
     w_far, w_near = (a, b) if x > F32(0.5) else (b, a)
     near = fma(t * t, q, t)
     far = -(fma(e, LOG2_64, g) + h)
-    return fma(w_far, far, w_near * near)
+    return fma(w_far, far, w_near * near if x != F32(1.0) else 0.0)
 """,
         ),
         Formula(
