@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# What the kernels read and write, by the name that the generated loops use.  A bool is a byte of 0 or 1.
+# What the kernels read and write, by the name that the generated loops use.
 _NAMES = "float16 bfloat16 float32 float64 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-DEVICE_KINDS = frozenset(_NAMES) - {"bool"}  # what a device reads, as `kind_of` says it
+DEVICE_KINDS = frozenset(_NAMES)  # what a device reads, as `kind_of` says it
 # DLPack's numbers for the memory of a CUDA device, and for managed memory.
 CUDA_DEVICE_TYPES = (2, 13)
 # Types of device arrays met so far, and whether an array of it is on a device: asking an array takes up to 5 us.
@@ -25,14 +25,14 @@ _unreadable: set[np.dtype[Any]] = set()
 
 
 def kind_of(dtype: np.dtype[Any]) -> str | None:
-    """Name of `dtype` to the generated loops ('uint8' for bool), or None if they cannot read it.
+    """Name of `dtype` to the generated loops, or None if they cannot read it.
 
     ``bfloat16`` is the dtype of that name that the package `ml_dtypes` registers; the package is not imported.
     """
     known = readable.get(dtype)
     if known is None and dtype not in _unreadable:
         if dtype.name in _NAMES:
-            known = "uint8" if dtype.name == "bool" else dtype.name if dtype.isnative else f"{dtype.name}_swapped"
+            known = dtype.name if dtype.isnative else f"{dtype.name}_swapped"
         elif dtype == np.longdouble and np.finfo(np.longdouble).nmant == 63 and dtype.itemsize == 16:
             known = "longdouble"  # that of x87; others are converted before
         else:

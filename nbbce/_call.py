@@ -159,13 +159,15 @@ def _real(function: str, name: str, value: Any, computed: Any = np.float64) -> A
 
 def _flag(function: str, name: str, value: Any) -> bool:
     """`value` as a bool if it is one, or 0 or 1."""
-    if isinstance(value, (bool, np.bool_, int, np.integer)) and value in (0, 1):
+    if isinstance(value, (bool, np.bool_, int, np.integer)) and _number(value) in (0.0, 1.0):
         return bool(value)
     raise TypeError(f"{function}: {name!r} must be True or False; got {_describe(value)}")
 
 
 def _number(value: object) -> float | None:
     """`value` as a float if it is a real number (or a 0-d array of one), else None."""
+    if isinstance(value, np.timedelta64):  # to NumPy a kind of integer
+        return None
     if isinstance(value, (int, float, np.integer, np.floating, np.bool_, numbers.Real)):
         return float(value)
     if isinstance(value, np.generic) and is_real(value.dtype):

@@ -131,7 +131,7 @@ def _types_and_makers(
     family = call.family
     has_products = not family or (family == "logits_" and computed == "float32")
     hard = has_products and summing and w is None and not (shares or check)
-    as_bytes = hard and not family and direct[TARGET] and y in ("uint8", "int8")
+    as_bytes = hard and not family and direct[TARGET] and y in ("uint8", "int8", "bool")
     both = hard and family and results[1] and not (mask or grad_output)
 
     def address(name: str, wanted: object = True) -> int:
@@ -199,7 +199,10 @@ def _vector(
     """
     x = operands[INPUT]
     assert x is not None
-    kinds = tuple(None if a is None else kind_of(a.dtype) for a in operands)
+    # A mask is looked at byte by byte.
+    kinds = tuple(
+        None if a is None else "uint8" if operand == WHERE else kind_of(a.dtype) for operand, a in enumerate(operands)
+    )
     # With a mask the loops change x and y in place, so all are copied to the buffers first.
     masked = operands[WHERE] is not None
     direct = tuple(a is not None and a.flags.c_contiguous and not (masked or tiled) for a in operands)

@@ -411,7 +411,7 @@ def _each_loss(spec: Spec) -> Any:
                 return T(loss * (w * scale)) if weighted else T(loss * scale)
 
             return scaled_loss
-        exact = not spec.family and (spec.target.kind == "float16" or "int" in spec.target.kind)
+        exact = not spec.family and (spec.target.kind in ("float16", "bool") or "int" in spec.target.kind)
         formula = formulas.exact_label_loss if exact else getattr(formulas, f"{spec.family}loss_float32")
         if spec.family:
 

@@ -3611,6 +3611,35 @@ def copy_uint8_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, 
 
 
 @copier
+def copy_bool_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        from_item, to_item, left = from_at + r * from_row, to_at + r * to_row, U64(columns)
+        if to_step == 4 and from_step == 1:
+            from_, to = array_at(from_item, left, np.uint8), array_at(to_item, left, F32)
+            for c in range(left):
+                to[c] = F32(from_[c] != np.uint8(0))
+            left = U64(0)
+        elif to_step == 4 and from_step == 0:
+            value, to = array_at(from_item, 1, np.uint8)[0], array_at(to_item, left, F32)
+            for c in range(left):
+                to[c] = F32(value != np.uint8(0))
+            left = U64(0)
+        elif to_step == 4 and from_step == 2 and left > U64(1):
+            pairs, to = array_at(from_item, left, np.uint16), array_at(to_item, left, F32)
+            for c in range(left - U64(1)):
+                to[c] = F32(np.uint8(np.uint8(pairs[c] & np.uint16(0xFF))) != np.uint8(0))
+            from_item += I64(left - U64(1)) * from_step
+            to_item += I64(left - U64(1)) * to_step
+            left = U64(1)
+        for _ in range(left):
+            array_at(to_item, 1, F32)[0] = F32(array_at(from_item, 1, np.uint8)[0] != np.uint8(0))
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
 def copy_uint16_to_float32(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
     """Convert `rows` x `columns` elements; strides are in bytes."""
     for r in range(rows):
@@ -4066,6 +4095,35 @@ def copy_uint8_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, 
             left = U64(1)
         for _ in range(left):
             array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, np.uint8)[0])
+            from_item += from_step
+            to_item += to_step
+    return 0
+
+
+@copier
+def copy_bool_to_float64(from_at, from_row, from_step, to_at, to_row, to_step, rows, columns):
+    """Convert `rows` x `columns` elements; strides are in bytes."""
+    for r in range(rows):
+        from_item, to_item, left = from_at + r * from_row, to_at + r * to_row, U64(columns)
+        if to_step == 8 and from_step == 1:
+            from_, to = array_at(from_item, left, np.uint8), array_at(to_item, left, F64)
+            for c in range(left):
+                to[c] = F64(from_[c] != np.uint8(0))
+            left = U64(0)
+        elif to_step == 8 and from_step == 0:
+            value, to = array_at(from_item, 1, np.uint8)[0], array_at(to_item, left, F64)
+            for c in range(left):
+                to[c] = F64(value != np.uint8(0))
+            left = U64(0)
+        elif to_step == 8 and from_step == 2 and left > U64(1):
+            pairs, to = array_at(from_item, left, np.uint16), array_at(to_item, left, F64)
+            for c in range(left - U64(1)):
+                to[c] = F64(np.uint8(np.uint8(pairs[c] & np.uint16(0xFF))) != np.uint8(0))
+            from_item += I64(left - U64(1)) * from_step
+            to_item += I64(left - U64(1)) * to_step
+            left = U64(1)
+        for _ in range(left):
+            array_at(to_item, 1, F64)[0] = F64(array_at(from_item, 1, np.uint8)[0] != np.uint8(0))
             from_item += from_step
             to_item += to_step
     return 0

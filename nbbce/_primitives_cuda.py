@@ -45,7 +45,7 @@ __all__ = [
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
-# What an element is in memory: bytes, and how it is read ('float', 'half', 'bfloat', 'signed', 'unsigned').
+# What an element is in memory: bytes, and how it is read ('float', 'half', 'bfloat', 'signed', 'unsigned', 'bool').
 KINDS = {
     "float16": (2, "half"),
     "bfloat16": (2, "bfloat"),
@@ -56,6 +56,7 @@ KINDS = {
     "int32": (4, "signed"),
     "int64": (8, "signed"),
     "uint8": (1, "unsigned"),
+    "bool": (1, "bool"),
     "uint16": (2, "unsigned"),
     "uint32": (4, "unsigned"),
     "uint64": (8, "unsigned"),
@@ -122,6 +123,8 @@ if not SIMULATED:
             return builder.sitofp(bits, result)
         if read_as == "unsigned":
             return builder.uitofp(bits, result)
+        if read_as == "bool":  # a view of other bytes as bool has others than 0 and 1
+            return builder.uitofp(builder.icmp_unsigned("!=", bits, bits.type(0)), result)
         if read_as == "bfloat":
             value = builder.bitcast(builder.shl(builder.zext(bits, I32), I32(16)), FLOAT)
         else:

@@ -225,6 +225,13 @@ def test_600_blocks_are_added_as_the_cpu_adds_them(device, rng):
     agree(LOSS, predictions(rng, size, "float32"), labels(rng, size, "float32", "hard"), dtype="float64")
 
 
+def test_any_byte_of_a_bool_array_but_0_is_true(device, rng):
+    x, odd = predictions(rng, 600, np.float32), rng.choice(np.array([0, 1, 2, 255], np.uint8), 600).view(bool)
+    for target, options in ((odd, {}), (x, {"weight": odd}), (x, {"pos_weight": odd}), (x, {"where": odd})):
+        agree(BOTH, x, target, reduction="none", **options)
+    agree(LOSS, x, x, weight=odd)
+
+
 def test_sum_and_mean_are_one_kernel():
     with ptx_device.installed() as device:
         for reduction in ("sum", "mean"):

@@ -102,6 +102,35 @@ def test_weights_give_the_same_bits_in_every_dtype_that_holds_them(dtype, weight
     assert_same(answers(x, y, w), answers(x, y, wide))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_any_byte_of_a_bool_array_but_0_is_true(dtype, layout, rng):
+    # As to NumPy: a mask of an image, 0 or 255, seen as bool.
+    bytes_ = rng.choice(np.array([0, 1, 2, 255], np.uint8), (60, 90))
+    x = rng.random((60, 90)).astype(dtype)
+    if layout == "strided":
+        x, bytes_ = x[:, ::2], bytes_[:, ::2]
+    elif layout == "transposed":
+        bytes_ = np.asfortranarray(bytes_)
+    odd, plain = bytes_.view(bool) if layout != "strided" else bytes_.base.view(bool)[:, ::2], bytes_ != 0
+    for function in (binary_cross_entropy, binary_cross_entropy_grad):
+        for changes in ({}, {"weight": odd}, {"pos_weight": odd}, {"where": odd}):
+            as_it_is = {name: plain for name in changes}
+            got, expected = (
+                function(x, labels, reduction="none", **options)
+                for labels, options in ((odd, changes), (plain, as_it_is))
+            )
+            assert got.tobytes() == expected.tobytes()
+    got, expected = (binary_cross_entropy_grad(x, x, reduction="none", grad_output=g) for g in (odd, plain))
+    assert got.tobytes() == expected.tobytes()
+    for axis in (None, 0, 1):
+        got, expected = (
+            binary_cross_entropy(x, labels, reduction="sum", axis=axis, dtype=np.float64) for labels in (odd, plain)
+        )
+        # Blocks of other bytes are not summed by products, which are right to more digits than float32 losses are.
+        np.testing.assert_allclose(got, expected, 1e-15 if dtype == "float64" else 2.0**-26)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "float32"])
 def test_weights_may_be_negative(dtype, rng):
     x, y = (rng.random(5003).astype(np.float32) for _ in range(2))

@@ -213,6 +213,7 @@ WEIGHTS = [
         ("complex", 1j, "1j"),
         ("numpy complex", np.complex64(2), "np.complex64(2+0j)"),
         ("dict", {0: 1.0}, "dict"),
+        ("duration", np.timedelta64(3, "s"), "np.timedelta64(3,'s')"),
     )
 ] + [
     wrong(
@@ -289,6 +290,7 @@ FLAGS = [
         ("number", 2, "2"),
         ("float", 1.0, "1.0"),
         ("array", np.array([True, False]), "ndarray"),
+        ("duration", np.timedelta64(1, "D"), "np.timedelta64(1,'D')"),
     )
 ] + [wrong("keepdims none", TypeError, "'keepdims' must be True or False; got NoneType", keepdims=None)]
 

@@ -2434,6 +2434,7 @@ LOADS = {
     "int32": (4, "I32", "{T}({v})"),
     "int64": (8, "I64", "{T}({v})"),
     "uint8": (1, "np.uint8", "{T}({v})"),
+    "bool": (1, "np.uint8", "{T}({v} != np.uint8(0))"),  # a view of other bytes as bool has others than 0 and 1
     "uint16": (2, "np.uint16", "{T}({v})"),
     "uint32": (4, "U32", "{T}({v})"),
     "uint64": (8, "U64", "{T}({v})"),
