@@ -118,7 +118,21 @@ def layout_rows(size: int) -> list[Row]:
         Row("mean, Fortran order, ten columns", plain, lambda: bce(fortran, fortran_soft), 0.5),
         Row("mean, weight along a row", plain, lambda: bce(table, labels, row), 0.5),
         Row("mean, weight along a column", plain, lambda: bce(table, labels, column), 0.5),
+        *weighted_rows(table, labels, row),
     ]
+
+
+def weighted_rows(table: np.ndarray, labels: np.ndarray, row: np.ndarray) -> list[Row]:
+    """Gradients with a weight for each column against those without."""
+    rows, out = [], np.empty_like(table)
+    for name, function in (
+        ("gradient", nbbce.binary_cross_entropy_grad),
+        ("logits: gradient", nbbce.binary_cross_entropy_with_logits_grad),
+    ):
+        plain: Work = lambda f=function: f(table, labels, out=out, validate=False)  # noqa: E731
+        weighted: Work = lambda f=function: f(table, labels, row, out=out, validate=False)  # noqa: E731
+        rows.append(Row(f"{name}, weight along a row", plain, weighted, 0.5, 1, "the same without a weight"))
+    return rows
 
 
 def cache_rows(size: int) -> list[Row]:

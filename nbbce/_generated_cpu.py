@@ -2299,21 +2299,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
                 factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
             fits = beyond == I64(0)
         late = largest_z > BITS_OF_LATE_FROM_32
-        if not late and w_at == 0:
-            for j in range(width):
-                out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
-        elif not late:
-            for j in range(width):
-                out[row + j] = gradient_of_exp_float32(
-                    x[row + j], y[row + j], v[j], power[j], factors[j], inverses[j], rests[j]
-                )
-        if not (late or fits) and w_at == 0:
-            for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * left)
-        elif not (late or fits):
-            for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
-        elif late and w_at == 0:
+        if late and w_at == 0:
             for j in range(width):
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
             for j in range(width):
@@ -2323,6 +2309,20 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
             for j in range(width):
                 out[row + j] = F32(F64(values[j]) * scale_left_float64(w[row + j] * scale) * F64(lates[j]))
+        elif w_at == 0:
+            for j in range(width):
+                out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
+        else:
+            for j in range(width):
+                out[row + j] = gradient_of_exp_float32(
+                    x[row + j], y[row + j], v[j], power[j], factors[j], inverses[j], rests[j]
+                )
+        if not (fits or late) and w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * left)
+        elif not (fits or late):
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
     return F64(largest_y > U32(0x3F800000))
 
 

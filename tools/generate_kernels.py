@@ -1741,21 +1741,7 @@ $largest_z            r, s, shifted = exp_parts_float32(float32_of_bits(bits))
             v[j] = r + s
             power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
 $factors        late = largest_z > BITS_OF_LATE_FROM_32
-        if not late and w_at == 0:
-            for j in range(width):
-                out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
-        elif not late:
-            for j in range(width):
-                out[row + j] = gradient_of_exp_float32(
-                    x[row + j], y[row + j], v[j], power[j], factors[j], inverses[j], rests[j]
-                )
-        if not (late or fits) and w_at == 0:
-            for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * left)
-        elif not (late or fits):
-            for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
-        elif late and w_at == 0:
+        if late and w_at == 0:
             for j in range(width):
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factor, inverse, rest)
             for j in range(width):
@@ -1765,6 +1751,20 @@ $factors        late = largest_z > BITS_OF_LATE_FROM_32
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
             for j in range(width):
                 out[row + j] = F32(F64(values[j]) * scale_left_float64(w[row + j] * scale) * F64(lates[j]))
+        elif w_at == 0:
+            for j in range(width):
+                out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
+        else:
+            for j in range(width):
+                out[row + j] = gradient_of_exp_float32(
+                    x[row + j], y[row + j], v[j], power[j], factors[j], inverses[j], rests[j]
+                )
+        if not (fits or late) and w_at == 0:
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * left)
+        elif not (fits or late):
+            for j in range(width):
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
     return F64(largest_y > U32(0x3F800000))
 """).substitute(largest_z=LARGEST_Z, factors=FACTORS)
 
