@@ -25,6 +25,7 @@ def specs() -> dict[str, Any]:
         return Memory(kind, access)
 
     f, d, h, b, u = at("float32"), at("float64"), at("float16"), at("bfloat16"), at("uint8")
+    mask = at("bool")
     one, two = "float32", "float64"
     unscaled, mean = {"scale_fits": True}, {"gradient_scaled": True, "scale_fits": True}
     strided = {"input": at(one, "strided"), "target": at("uint8", "strided"), "dimensions": 2}
@@ -52,7 +53,7 @@ def specs() -> dict[str, Any]:
         "sum: bfloat16": Spec("sum", "", one, b, b, result="bfloat16"),
         "sum: float32, labels of uint8": Spec("sum", "", one, f, u, result=one),
         "sum: float32, weight": Spec("sum", "", one, f, f, weight=f, result=one),
-        "sum: float32, mask": Spec("sum", "", one, f, f, where=u, result=one),
+        "sum: float32, mask": Spec("sum", "", one, f, f, where=mask, result=one),
         "sum: float32, strided": Spec("sum", "", one, result=one, **strided),
         "sum: float32, shares": Spec("sum", "", one, f, f, result=one, shares=True),
         "sum: logits, float32": Spec("sum", "logits_", one, f, f, result=one),
@@ -63,12 +64,12 @@ def specs() -> dict[str, Any]:
         "rows: float32": Spec("rows", "", one, f, f, result=one, products=True),
         "rows: logits, float32": Spec("rows", "logits_", one, f, f, result=one, products=True),
         "rows: float64": Spec("rows", "", two, d, d, result=two),
-        "rows: count": Spec("rows", "", one, u, None, result=two, counting=True),
+        "rows: count": Spec("rows", "", one, mask, None, result=two, counting=True),
         "columns: float32": Spec("columns", "", one, f, f, result=one, products=True, lanes=256),
         "columns: logits, float32": Spec("columns", "logits_", one, f, f, result=one, products=True, lanes=256),
         "columns: float64": Spec("columns", "", two, d, d, result=two, lanes=256),
         "segments: float32": Spec("segments", "", one, f, f, result=one, products=True, lanes=256),
-        "count": Spec("count", "", one, u, None, result=two),
+        "count": Spec("count", "", one, mask, None, result=two),
         "check: float32": Spec("check", "", one, f, f),
     }
 

@@ -498,7 +498,7 @@ def test_kernels_of_devices_are_compiled_and_kept_without_a_device():
     code = """
 from nbbce import _compile_cuda, _cuda
 from nbbce._elements_cuda import Memory, Spec
-x, y, loss = (Memory(kind, "vector") for kind in ("float16", "uint8", "float16"))
+x, y, loss = (Memory(kind, "vector") for kind in ("float16", "bool", "float16"))
 _compile_cuda.machine_code(Spec("each", "", "float32", x, y, loss=loss, gradient_scaled=False), (9, 0))
 """
     assert fresh("-c", code).returncode == 0
