@@ -174,6 +174,7 @@ BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 HELD_FOCAL, LATE_FOCAL = 760.0, 2.0**-256
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
+BITS_OF_LEAST_SCALE, BITS_OF_MOST_SCALE = U64(0x3C30000000000000), U64(0x43B0000000000000)
 
 # One element: x is the prediction, y the target, and
 #
@@ -2011,11 +2012,22 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         width = min(U64(LANES), size - row)
         least_d = U32(0xFFFFFFFF)
         if w_at != 0:
-            beyond = I64(0)
+            least, most = U64(0x7FFFFFFFFFFFFFFF), U64(0)
             for j in range(width):
-                beyond += I64(0) if scale_left_float64(w[row + j] * scale) == 1.0 else I64(1)
-                factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
-            fits = beyond == I64(0)
+                weight = w[row + j] * scale
+                bits = bits_of_float64(weight) & U64(0x7FFFFFFFFFFFFFFF)
+                least = bits if bits < least else least
+                most = bits if bits > most else most
+                near = F32(weight)
+                factors[j], rests[j] = near, F32(weight - F64(near))
+            fits = least >= BITS_OF_LEAST_SCALE and most <= BITS_OF_MOST_SCALE
+            if fits:
+                for j in range(width):
+                    inverses[j] = F32(1.0) / factors[j]
+                    rests[j] *= inverses[j]
+            else:
+                for j in range(width):
+                    factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
         for j in range(width):
             xi, yi = x[row + j], y[row + j]
             bits = bits_of_float32(xi)
@@ -2293,11 +2305,22 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
             v[j] = r + s
             power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
         if w_at != 0:
-            beyond = I64(0)
+            least, most = U64(0x7FFFFFFFFFFFFFFF), U64(0)
             for j in range(width):
-                beyond += I64(0) if scale_left_float64(w[row + j] * scale) == 1.0 else I64(1)
-                factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
-            fits = beyond == I64(0)
+                weight = w[row + j] * scale
+                bits = bits_of_float64(weight) & U64(0x7FFFFFFFFFFFFFFF)
+                least = bits if bits < least else least
+                most = bits if bits > most else most
+                near = F32(weight)
+                factors[j], rests[j] = near, F32(weight - F64(near))
+            fits = least >= BITS_OF_LEAST_SCALE and most <= BITS_OF_MOST_SCALE
+            if fits:
+                for j in range(width):
+                    inverses[j] = F32(1.0) / factors[j]
+                    rests[j] *= inverses[j]
+            else:
+                for j in range(width):
+                    factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
         late = largest_z > BITS_OF_LATE_FROM_32
         if late and w_at == 0:
             for j in range(width):

@@ -130,6 +130,7 @@ BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 HELD_FOCAL, LATE_FOCAL = 760.0, 2.0**-256
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
+BITS_OF_LEAST_SCALE, BITS_OF_MOST_SCALE = U64(0x3C30000000000000), U64(0x43B0000000000000)
 
 # -log(1-t) = t + t^2 Q(t), t in [0, 1/2]; error relative to -log(1-t).
 # Largest error of the fit: 7.0e-6.

@@ -154,6 +154,7 @@ BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 HELD_FOCAL, LATE_FOCAL = 760.0, 2.0**-256
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
+BITS_OF_LEAST_SCALE, BITS_OF_MOST_SCALE = U64(0x3C30000000000000), U64(0x43B0000000000000)
 """
 
 LEGEND = """\
@@ -1651,14 +1652,26 @@ $body        if w_at == 0:
     return $verdict
 ''')
 
-# What each element of a row is multiplied by, in the parts that float32 formulas take.
+# What each element of a row is multiplied by, in the parts that float32 formulas take.  Where float32 will do for all
+# of them it takes no select, and the divisions are in a loop of float32 alone.
 FACTORS = """\
         if w_at != 0:
-            beyond = I64(0)
+            least, most = U64(0x7FFFFFFFFFFFFFFF), U64(0)
             for j in range(width):
-                beyond += I64(0) if scale_left_float64(w[row + j] * scale) == 1.0 else I64(1)
-                factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
-            fits = beyond == I64(0)
+                weight = w[row + j] * scale
+                bits = bits_of_float64(weight) & U64(0x7FFFFFFFFFFFFFFF)
+                least = bits if bits < least else least
+                most = bits if bits > most else most
+                near = F32(weight)
+                factors[j], rests[j] = near, F32(weight - F64(near))
+            fits = least >= BITS_OF_LEAST_SCALE and most <= BITS_OF_MOST_SCALE
+            if fits:
+                for j in range(width):
+                    inverses[j] = F32(1.0) / factors[j]
+                    rests[j] *= inverses[j]
+            else:
+                for j in range(width):
+                    factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
 """
 
 GRADIENT = Template("""
