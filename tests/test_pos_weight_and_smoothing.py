@@ -433,11 +433,10 @@ def test_an_infinite_pos_weight_of_what_costs_nothing_is_nothing(dtype):
 @pytest.mark.parametrize("dtype", WIDE)
 @families
 def test_a_pos_weight_near_the_largest_number_gives_large_answers_and_no_nan(family, dtype):
-    x = np.array([0.3, 0.5, 0.7, 1e-30, 1 - 2.0**-20], dtype) if family == "probabilities" else None
-    x = np.array([-9, -0.3, 0, 0.5, 80], dtype) if x is None else x
+    x = [0.3, 0.5, 0.7, 1e-30, 1 - 2.0**-20] if family == "probabilities" else [-9, -0.3, 0, 0.5, 80]
     y = np.array([1, 0.25, 1, 1, 1], dtype)
     pos_weight = float(np.finfo(dtype).max)
-    assert_loss_and_gradient(family, x, y, pos_weight=pos_weight)
+    assert_loss_and_gradient(family, np.array(x, dtype), y, pos_weight=pos_weight)
 
 
 @pytest.mark.parametrize(("pos_weight", "weight"), [(1e-44, 1e20), (1e30, 1e-20), (1e38, 1e-6)])

@@ -111,6 +111,15 @@ LOG2 = 693147180559945309417232121458176568075500134360255254120680009
 LOG2_LOW_64 = (LOG2 * 2**42 - int(LOG2_HIGH_64 * 2**42) * 10**63) / (10**63 * 2**42)
 LOG2_LOW_32 = (LOG2 * 2**16 - int(LOG2_HIGH_32 * 2**16) * 10**63) / (10**63 * 2**16)
 
+# By how many powers of two the exponentials that are multiplied in late are kept too large.
+RAISED_32, RAISED_64, RAISED_WIDE, RAISED_FOCAL = 96, 860, 200, 256
+
+
+def bits(number: np.floating) -> str:
+    """The bits of a number, as a literal."""
+    return f"0x{int(number.view(f'u{number.itemsize}')):0{2 * number.itemsize}X}"
+
+
 CONSTANTS = f"""\
 F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
 
@@ -133,7 +142,7 @@ TWO_THIRDS_32, TWO_THIRDS_64 = U32(0x3F2AAAAB), U64(0x3FE5555555555555)
 EXPONENT_32, EXPONENT_64 = U32(0xFF800000), U64(0xFFF0000000000000)
 # The floor under a denominator of the gradient (design: as in PyTorch and Paddle), and its reciprocal in two parts.
 FLOOR_32, FLOOR_64 = F32(1e-12), 1e-12
-BITS_OF_FLOOR_32 = U32({hex(int(np.float32(1e-12).view(np.uint32))).upper().replace("X", "x")})
+BITS_OF_FLOOR_32 = U32({bits(np.float32(1e-12))})
 STEEP_32, STEEP_REST_32 = F32(999999995904.0), F32(4096.0)
 STEEP_64, STEEP_REST_64 = 1e12, 0.0
 
@@ -144,17 +153,17 @@ LOG2_E_64, ROUND_64 = {math.log2(math.e)!r}, {1.5 * 2**52!r}
 # there once, in the last step, after the weight.  From 86 on 2^96 keeps it normal up to 150, and below 2^-28, which
 # added to 1 leaves 1; from 600 on 2^860 keeps it below 1, so that no weight makes it infinite before LATE is multiplied
 # in.  Beyond HELD_AWAY it is 0, which is right for weights of up to 2^66, and 2^800 in float64.
-HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(150.0), F32(86.0), F32(2.0**-96)
-BITS_OF_LATE_FROM_32 = U32(0x42AC0000)
-HELD_AWAY_64, LATE_FROM_64, LATE_64 = 1300.0, 600.0, 2.0**-860
+HELD_AWAY_32, LATE_FROM_32, LATE_32 = F32(150.0), F32(86.0), F32(2.0**-{RAISED_32})
+BITS_OF_LATE_FROM_32 = U32({bits(np.float32(86.0))})
+HELD_AWAY_64, LATE_FROM_64, LATE_64 = 1300.0, 600.0, 2.0**-{RAISED_64}
 # The same where float32 terms meet in float64: right for weights of up to 2^167.
-HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(220.0), F32(80.0), 2.0**-200
-BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
+HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(220.0), F32(80.0), 2.0**-{RAISED_WIDE}
+BITS_OF_LATE_FROM_WIDE = U32({bits(np.float32(80.0))})
 # And for the powers of the focal loss, of which three may be multiplied.
-HELD_FOCAL, LATE_FOCAL = 760.0, 2.0**-256
+HELD_FOCAL, LATE_FOCAL = 760.0, 2.0**-{RAISED_FOCAL}
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
-BITS_OF_LEAST_SCALE, BITS_OF_MOST_SCALE = U64(0x3C30000000000000), U64(0x43B0000000000000)
+BITS_OF_LEAST_SCALE, BITS_OF_MOST_SCALE = U64({bits(np.float64(2.0**-60))}), U64({bits(np.float64(2.0**60))})
 """
 
 LEGEND = """\
@@ -527,7 +536,7 @@ def exp_$T(away):
                 )
                 .safe_substitute(f.words)
                 .replace("$B", f.name[-2:])
-                .replace("$raised", "96" if f.name == "float32" else "860")
+                .replace("$raised", str(RAISED_32 if f.name == "float32" else RAISED_64))
                 .replace("$shift", "23" if f.name == "float32" else "52"),
             )
             for f in FLOATS
@@ -671,7 +680,7 @@ def logits_terms_float32(z):
     a = -z if z < F32(0.0) else z
     far = a > LATE_FROM_WIDE
     r, s, shifted = exp_parts_float32(HELD_WIDE if a > HELD_WIDE else a)
-    k = U32(bits_of_float32(shifted) + (U32(200) if far else U32(0)))
+    k = U32(bits_of_float32(shifted) + (U32({RAISED_WIDE}) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
     e = F32(0.0) if far else (F32(1.0) + (r + s)) * power
     {LOG1P_32.horner("h", "e")}
@@ -769,7 +778,7 @@ def exact_exp_float64(away, rest):
     {EXP_64.even_odd("p", "v")}
     u, small = two_sum_float64(1.0, v)
     u, error = two_sum_float64(u, fma(vv, p, fma(v, v_error, v_error)))
-    k = U64(bits_of_float64(shifted) + (U64(256) if far else U64(0)))
+    k = U64(bits_of_float64(shifted) + (U64({RAISED_FOCAL}) if far else U64(0)))
     power = float64_of_bits(U64(U64(k << U64(52)) + U64(0x3FF0000000000000)))
     power = 0.0 if away == HELD_FOCAL else power
     return u * power, (small + error) * power, LATE_FOCAL if far else 1.0
@@ -942,12 +951,12 @@ def logits_hessian_$T(z, y):
 }
 # In float32, scaled.  The exponential that is all there is of a gradient is kept 2^96 times too large beyond
 # LATE_FROM_32; n takes no notice, and the quotient moves by 2^-28 of it at most, which is 1/16 ULP.
-SCALED_LOGITS_GRADIENT = """\
+SCALED_LOGITS_GRADIENT = f"""\
 def logits_gradient_float32(z, y, scale, inverse, rest):
     a = -z if z < F32(0.0) else z
     far, gone = a > LATE_FROM_32, a > HELD_AWAY_32
     r, s, shifted = exp_parts_float32(HELD_AWAY_32 if gone else a)
-    k = U32(bits_of_float32(shifted) + (U32(96) if far else U32(0)))
+    k = U32(bits_of_float32(shifted) + (U32({RAISED_32}) if far else U32(0)))
     power = float32_of_bits(U32(U32(k << U32(23)) + U32(0x3F800000)))
     power = F32(0.0) if gone else power
     late = LATE_32 if far else F32(1.0)
