@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, prange
 
 from nbbce._axes import depth_of_columns, lanes_of
-from nbbce._compile import copier, entry, walker
+from nbbce._compile import copier, entry, maker, walker
 from nbbce._generated_cpu import (
     FIRST,
     HARD,
@@ -46,7 +46,8 @@ OPERANDS = 9
 COPIERS = 9
 # Bytes of an element of each operand as the loops see it.
 ITEMS = 18
-# Addresses of the makers; 0: not wanted.
+# Addresses of the makers; 0: not wanted.  What is below 0 stands for one that is not compiled, as not every call needs
+# it: who meets it asks for it (see ASKED_FOR), and the call begins anew (0.7 s less for labels that are all 0 or 1).
 HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, EACH_HESSIAN, MARK_BAD, BLANK, CLIP_HALF = range(27, 35)
 # A label stands for two shares, 1-y and y.  Where label smoothing or a factor of positive labels changes them, SHARES
 # makes them and the other makers read them in place of the label.  MULTIPLY: the weights times `grad_output`.
@@ -72,10 +73,14 @@ SIZE, STEP, SPAN, WINDOW = range(59, 63)
 # For each operand that `turn` loads, because its memory runs across the rows, the address of the copier that transposes
 # it, else 0; and the address of `turn`.
 TRANSPOSED, TURN = 63, 69
-# Addresses of `add_up`, where sums are along an axis, of `walk`, and of `transfer`, where an operand is copied.
-ADD_UP_BLOCK, WALK, TRANSFER = 70, 71, 72
-DIMENSIONS = 73
-SHAPE = 74  # the shape starts here; the operands' strides follow
+# Addresses of `add_up`, where sums are along an axis, of `walk`, of `transfer`, where an operand is copied, of `load`,
+# where there is more to do than to read input and target in place, of `make_results`, where there are some of each
+# element, and of `add_wave`.
+ADD_UP_BLOCK, WALK, TRANSFER, LOAD, MAKE_RESULTS, ADD_WAVE = range(70, 76)
+# Operands that a walk has buffers for.  A small call touches little memory: two, where that will do.
+BUFFERS = 76
+DIMENSIONS = 77
+SHAPE = 78  # the shape starts here; the operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -85,11 +90,19 @@ WAVE = 16384
 # 32 rows, 16 at a time took 1.05 ns an element, all 0.82.
 PART, TALL = 4096, 64
 
-# Addresses that `add_up` takes: of x, y, labels, weights, products, losses, rows, sums and scratch memory.
-PLACES = 9
+# What a walk and the copiers that it calls know of the piece at hand: the addresses of its operands up to WHERE, of y
+# (labels or shares) and of the factors of gradients; the addresses of what is loaded at once, from which flat index and
+# up to which, and the end of the walk; buffers and the bytes of each; memory for shares or products, losses in float64,
+# rows, tiles and scratch; the sums that the call adds to.
+Y, GRADIENT_FACTOR, LOADED, FROM, UNTIL, END, BUFFERS_AT, ROOM = 6, 7, 8, 14, 15, 16, 17, 18
+SHARES_AT, WIDE_AT, ROWS_AT, TILE_AT, SCRATCH_AT, SUMS_AT = range(19, 25)
+PLACES = 25
 
 # Rows of which there are fewer are not loaded one after the other.
 FEW = 32
+
+# What no flat index is: that there is no bad element, and, less its field, that a kernel is asked for.
+NONE_BAD, ASKED_FOR = -1, -2
 
 loop = njit(error_model="numpy", nogil=True)
 _lanes_of, _depth_of_columns = loop(lanes_of), loop(depth_of_columns)
@@ -186,17 +199,99 @@ def transfer(call_at, operand, start, count, buffer, tile_at, _, __):
 
 
 @loop
-def _loaded(call, operand, start, count, padded, buffer, tile_at):
-    """Address of a block of `operand`: in place, or in `buffer`; from `count` to `padded` it is zero there."""
-    item = call[ITEMS + operand]
-    if call[COPIERS + operand] != 0:
-        call_copier(call[TRANSFER], (call.ctypes.data, operand, start, count, buffer, tile_at, 0, 0))
-    elif count == padded:
-        return call[operand] + start * item
-    else:
-        copy_bytes(buffer, call[operand] + start * item, count * item)
+def _padded(address, count, padded, item, buffer):
+    """Address of `count` elements that are followed by zeros up to `padded`: as it is, or in `buffer`."""
+    if count == padded:
+        return address
+    copy_bytes(buffer, address, count * item)
     clear_bytes(buffer + count * item, (padded - count) * item)
     return buffer
+
+
+@loop
+def _may_be_hard(labels, item):
+    """Whether 8 labels may be 0 or 1, by their lowest bytes: those of hard labels are 0, or a label of one byte."""
+    lowest = array_at(labels, 8 * item, np.uint8)
+    for j in range(0, 8 * item, item):
+        if lowest[j] > 1:
+            return False
+    return True
+
+
+@copier
+def load(call_at, places_at, at, count, hard, _, __, ___):
+    """Load `count` elements from flat index `at` on, and make of them what the makers read; returns if one is suspect.
+
+    A copier of its own, so that calls that read input and target in place, and nothing else, do not compile it (0.5 s).
+    """
+    call, places = array_at(call_at, SHAPE + 10 * 64, np.int64), array_at(places_at, PLACES, np.int64)
+    buffers_at, room, scratch_at = places[BUFFERS_AT], places[ROOM], places[SCRATCH_AT]
+    if not places[FROM] <= at < places[UNTIL]:
+        many = min(call[WINDOW] * call[STEP], places[END] - at) if call[WINDOW] > 1 else count
+        padded = (many + HARD - 1) // HARD * HARD if hard != 0 else many
+        places[FROM], places[UNTIL] = at, at + many
+        for operand in range(WHERE + 1):
+            if call[operand] != 0:
+                buffer, item = buffers_at + operand * room, call[ITEMS + operand]
+                if call[COPIERS + operand] == 0:
+                    places[LOADED + operand] = _padded(call[operand] + at * item, many, padded, item, buffer)
+                else:
+                    moved = (call_at, operand, at, many, buffer, places[TILE_AT], 0, 0)
+                    call_copier(call[TRANSFER], moved)
+                    clear_bytes(buffer + many * item, (padded - many) * item)
+                    places[LOADED + operand] = buffer
+    for operand in range(WHERE + 1):
+        if call[operand] != 0:
+            places[operand] = places[LOADED + operand] + (at - places[FROM]) * call[ITEMS + operand]
+    x, labels, w, mask = places[INPUT], places[TARGET], places[WEIGHT], places[WHERE]
+    y, factor, suspect = labels, w, False
+    if call[MULTIPLY] != 0:
+        factor = buffers_at + GRAD_OUTPUT * room
+        call_maker(call[MULTIPLY], (places[GRAD_OUTPUT], w, 0, 1.0, factor, count, scratch_at))
+    if mask != 0:
+        blank = array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0]
+        call_maker(call[BLANK], (x, y, w, blank, mask, count, scratch_at))
+        call_maker(call[BLANK], (x, y, factor, blank, mask, count, scratch_at))
+    if call[SHARES] != 0:
+        y = places[SHARES_AT]
+        shares = (call_at + 8 * KEEP, labels, places[POS_WEIGHT], 1.0, y, count, scratch_at)
+        suspect = call_maker(call[SHARES], shares) != 0.0
+        if mask != 0:
+            call_maker(call[BLANK_SHARES], (0, y, 0, 1.0, mask, count, scratch_at))
+    places[Y], places[GRADIENT_FACTOR] = y, factor
+    return np.int64(suspect)
+
+
+@copier
+def make_results(call_at, places_at, at, count, suspect, both_made, _, __):
+    """Make and store what is wanted of each element; returns as `walk` does, from the piece's start.
+
+    A copier of its own, so that sums alone do not compile it (0.3 s).
+    """
+    call, places = array_at(call_at, SHAPE + 10 * 64, np.int64), array_at(places_at, PLACES, np.int64)
+    x, y, scratch_at = places[INPUT], places[Y], places[SCRATCH_AT]
+    numbers = array_at(scratch_at - 40, 5, np.float64)
+    first_bad = NONE_BAD
+    for k in range(OPERANDS - LOSS):
+        maker, result = call[EACH_LOSS + k], LOSS + k
+        if maker == 0:
+            continue
+        out = places[BUFFERS_AT] + GRADIENT * places[ROOM]
+        if call[COPIERS + result] == 0:
+            out = call[result] + at * call[ITEMS + result]
+        if both_made == 0:
+            if maker < 0:
+                return ASKED_FOR - EACH_LOSS - k
+            scale, weights = (numbers[0], places[WEIGHT]) if k == 0 else (numbers[4], places[GRADIENT_FACTOR])
+            if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect != 0:
+                if call[MARK_BAD] < 0:
+                    return ASKED_FOR - MARK_BAD
+                first_bad = np.int64(call_maker(call[MARK_BAD], (x, places[TARGET], 0, 1.0, out, count, scratch_at)))
+        if k == 1 and call[CLIP_HALF] != 0:
+            call_maker(call[CLIP_HALF], (0, 0, 0, 1.0, out, count, scratch_at))
+        if call[COPIERS + result] != 0:
+            call_copier(call[TRANSFER], (call_at, result, at, count, out, places[TILE_AT], 0, 0))
+    return first_bad
 
 
 @copier
@@ -207,8 +302,9 @@ def add_up(call_at, places_at, start, count, suspect, _, __, ___):
     axis compile it (0.2 s).
     """
     call, places = array_at(call_at, SHAPE + 10 * 64, np.int64), array_at(places_at, PLACES, np.int64)
-    x, y, labels, w = places[0], places[1], places[2], places[3]
-    products_at, wide_at, rows_at, sums_at, scratch_at = places[4], places[5], places[6], places[7], places[8]
+    x, y, labels, w = places[INPUT], places[Y], places[TARGET], places[WEIGHT]
+    products_at, scratch_at = places[SHARES_AT], places[SCRATCH_AT]  # products are never of shares
+    wide_at, rows_at, sums_at = places[WIDE_AT], places[ROWS_AT], places[SUMS_AT]
     length, by_rows = call[LENGTH], call[BY_ROWS] != 0
     to = rows_at if by_rows else sums_at
     bad, added = np.int64(-1), False
@@ -235,53 +331,37 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     call = array_at(call_at, SHAPE + 10 * 64, np.int64)  # NumPy has at most 64 dimensions
     sums = array_at(sums_at, WAVE, np.float64)
     size, step, span, window, summing = call[SIZE], call[STEP], call[SPAN], call[WINDOW], call[SUM] != 0
-    masked, bytes_wanted = call[WHERE] != 0, call[WIDEN] != 0
-    floats_wanted = call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
-    # Room for what is loaded at once; what MULTIPLY makes takes the place of one of its factors.  A small call touches
-    # little memory: buffers of most operands only where needed.
+    bytes_wanted, floats_wanted = call[WIDEN] != 0, call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
+    # Room for what is loaded at once; what MULTIPLY makes takes the place of one of its factors.
     whole = (size + HARD - 1) // HARD * HARD
     # Buffers start where cache lines do: where they did not, as malloc would have it, a sum of logits took 0.41 ns an
     # element, not 0.35.
     room = 64 * (min(window * step + HARD if window > 1 else span, whole) // 8 + 1)
     piece_room = 64 * (min(span, whole) // 8 + 1)
-    plain = call[SHARES] == 0 and call[EACH_WIDE] == 0
-    for operand in range(WEIGHT, OPERANDS):
-        plain = plain and (call[operand] == 0 or (operand >= LOSS and call[COPIERS + operand] == 0))
-    rooms = 2 if plain else OPERANDS
-    extra = piece_room if plain else 3 * piece_room + 40 * PIECE
+    extra = piece_room if call[BUFFERS] < OPERANDS else 3 * piece_room + 40 * PIECE
     tile_room = 8 * PART if call[TURN] != 0 else 0
-    memory = np.empty(384 + SCRATCH + rooms * room + extra + tile_room, np.uint8)
-    memory_at = memory.ctypes.data // 64 * 64 + 64
-    loaded = array_at(memory_at, WHERE + 1, np.int64)  # addresses of the operands' windows, and in them of
-    at = array_at(memory_at + 80, WHERE + 1, np.int64)  # the piece at hand
-    places_at = memory_at + 128  # of what `add_up` takes
+    memory = np.empty(384 + SCRATCH + call[BUFFERS] * room + extra + tile_room, np.uint8)
+    places_at = memory.ctypes.data // 64 * 64 + 64
     places = array_at(places_at, PLACES, np.int64)
-    scratch_at = memory_at + 320
+    clear_bytes(places_at, 8 * PLACES)
+    scratch_at = places_at + 256
     buffers_at = scratch_at + SCRATCH
-    widened_at = buffers_at + rooms * room
-    wide_at, rows_at, shares_at = widened_at + piece_room, widened_at + 2 * piece_room, widened_at + 3 * piece_room
-    tile_at = buffers_at + rooms * room + extra
-    blank = array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0]
+    widened_at = buffers_at + call[BUFFERS] * room
+    places[END], places[BUFFERS_AT], places[ROOM] = min(last * step, size), buffers_at, room
+    places[WIDE_AT], places[ROWS_AT] = widened_at + piece_room, widened_at + 2 * piece_room
+    places[SHARES_AT], places[TILE_AT] = widened_at + 3 * piece_room, widened_at + extra
+    places[SCRATCH_AT], places[SUMS_AT] = scratch_at, sums_at
     copy_bytes(scratch_at - 32, call_at + 8 * GAMMA, 24)
-    array_at(scratch_at - 8, 1, np.float64)[0] = gradient_scale
-    both_wanted = call[BOTH] != 0 and LEAST_SCALE <= abs(gradient_scale) <= MOST_SCALE
-    for operand in range(WHERE + 1):
-        at[operand] = 0
-    first_bad = -1
+    numbers = array_at(scratch_at - 40, 5, np.float64)  # three between them are those of the focal loss
+    numbers[0], numbers[4] = loss_scale, gradient_scale
+    hard_sum = BOTH if call[BOTH] != 0 and LEAST_SCALE <= abs(gradient_scale) <= MOST_SCALE else HARD_SUM
+    first_bad = NONE_BAD
     for block in range(first, last):
         start = block * step
         block_count = min(step, size - start)
-        ahead = (block - first) % window * step
-        if window > 1 and ahead == 0:
-            many = min(min(window, last - block) * step, size - start)
-            for operand in range(WHERE + 1):
-                if call[operand] != 0:
-                    padded = (many + HARD - 1) // HARD * HARD if call[HARD_SUM] != 0 else many
-                    buffer = buffers_at + operand * room
-                    loaded[operand] = _loaded(call, operand, start, many, padded, buffer, tile_at)
         # A block of hard labels is summed by products.  If one of its pieces is refused, the other sum takes the block
         # from its first piece on: in the first round if that was the first piece, else in a second one.
-        hard = call[HARD_SUM] != 0 and block_count >= HARD
+        hard = call[hard_sum] != 0 and block_count >= HARD
         again, total = False, 0.0
         for round in range(2):
             if round == 1:
@@ -289,81 +369,66 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                     break
                 total = 0.0
             for offset in range(0, block_count, span):
-                count = min(span, block_count - offset)
+                count, at = min(span, block_count - offset), start + offset
                 scale = float((FIRST if offset == 0 else 0) + (LAST if offset + span >= block_count else 0))
-                for operand in range(WHERE + 1):
-                    if call[operand] == 0:
-                        continue
-                    if window > 1:
-                        at[operand] = loaded[operand] + (ahead + offset) * call[ITEMS + operand]
-                    else:
-                        padded = (count + HARD - 1) // HARD * HARD if hard else count
-                        buffer = buffers_at + operand * room
-                        at[operand] = _loaded(call, operand, start + offset, count, padded, buffer, tile_at)
-                x, y, labels, w, factor = at[INPUT], at[TARGET], at[TARGET], at[WEIGHT], at[WEIGHT]
                 bad, suspect = -1.0, False
-                if call[MULTIPLY] != 0:
-                    factor = buffers_at + GRAD_OUTPUT * room
-                    call_maker(call[MULTIPLY], (at[GRAD_OUTPUT], w, 0, 1.0, factor, count, scratch_at))
-                if masked:
-                    call_maker(call[BLANK], (x, y, w, blank, at[WHERE], count, scratch_at))
-                    call_maker(call[BLANK], (x, y, factor, blank, at[WHERE], count, scratch_at))
-                if call[SHARES] != 0:
-                    numbers_at, y = call_at + 8 * KEEP, shares_at
-                    shares = (numbers_at, labels, at[POS_WEIGHT], 1.0, shares_at, count, scratch_at)
-                    suspect = call_maker(call[SHARES], shares) != 0.0
-                    if masked:
-                        call_maker(call[BLANK_SHARES], (0, y, 0, 1.0, at[WHERE], count, scratch_at))
-                both_made = False
-                if hard:
-                    out, maker = 0, call[BOTH] if both_wanted else call[HARD_SUM]
-                    if both_wanted:
-                        out = buffers_at + GRADIENT * room
-                        if call[COPIERS + GRADIENT] == 0:
-                            out = call[GRADIENT] + (start + offset) * call[ITEMS + GRADIENT]
-                    part = call_maker(maker, (x, labels, 0, scale, out, count, scratch_at))
-                    both_made = both_wanted and not np.isnan(part)
+                if call[LOAD] != 0:
+                    suspect = call_copier(call[LOAD], (call_at, places_at, at, count, np.int64(hard), 0, 0, 0)) != 0
+                else:
+                    padded = (count + HARD - 1) // HARD * HARD if hard else count
+                    for operand in range(TARGET + 1):
+                        item, buffer = call[ITEMS + operand], buffers_at + operand * room
+                        places[operand] = _padded(call[operand] + at * item, count, padded, item, buffer)
+                    places[Y] = places[TARGET]
+                x, labels, part = places[INPUT], places[TARGET], np.nan
+                if hard and call[hard_sum] < 0 and _may_be_hard(labels, call[ITEMS + TARGET]):
+                    return ASKED_FOR - hard_sum
+                if hard and call[hard_sum] > 0:
+                    out = buffers_at + GRADIENT * room
+                    if call[COPIERS + GRADIENT] == 0:
+                        out = call[GRADIENT] + at * call[ITEMS + GRADIENT]
+                    part = call_maker(call[hard_sum], (x, labels, 0, scale, out, count, scratch_at))
                     total += part
-                    if np.isnan(part):
-                        hard, again, total = False, offset > 0, 0.0
+                both_made = hard_sum == BOTH and not np.isnan(part)
+                if hard and np.isnan(part):
+                    hard, again, total = False, offset > 0, 0.0
                 if bytes_wanted and (floats_wanted or not hard):
                     call_copier(call[WIDEN], (labels, 0, 1, widened_at, 0, call[ITEMS + INPUT], 1, count))
-                    y = labels = widened_at
+                    places[Y] = places[TARGET] = labels = widened_at
                 if summing and not hard and (round == 1 or not again):
-                    part = call_maker(call[SUM], (x, y, w, scale, 0, count, scratch_at))
+                    if call[SUM] < 0:
+                        return ASKED_FOR - SUM
+                    part = call_maker(call[SUM], (x, places[Y], places[WEIGHT], scale, 0, count, scratch_at))
                     total += part
                     if np.isnan(part) or suspect:
+                        if call[MARK_BAD] < 0:
+                            return ASKED_FOR - MARK_BAD
                         bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, 0, count, scratch_at))
                         total = total if bad < 0.0 else np.nan
                 if round == 0 and call[EACH_WIDE] != 0:
-                    places[0], places[1], places[2], places[3] = x, y, labels, w
-                    places[4], places[5], places[6] = shares_at, wide_at, rows_at  # products are never of shares
-                    places[7], places[8] = sums_at, scratch_at
-                    taken = (call_at, places_at, start, count, np.int64(suspect), 0, 0, 0)
+                    taken = (call_at, places_at, at, count, np.int64(suspect), 0, 0, 0)
                     bad = float(call_copier(call[ADD_UP_BLOCK], taken))
-                for k in range(OPERANDS - LOSS):
-                    maker, result = call[EACH_LOSS + k], LOSS + k
-                    if maker == 0 or round == 1:
-                        continue
-                    out = buffers_at + GRADIENT * room
-                    if call[COPIERS + result] == 0:
-                        out = call[result] + (start + offset) * call[ITEMS + result]
-                    scale, weights = (loss_scale, w) if k == 0 else (gradient_scale, factor)
-                    if not both_made and (
-                        call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect
-                    ):
-                        bad = call_maker(call[MARK_BAD], (x, labels, 0, 1.0, out, count, scratch_at))
-                    if k == 1 and call[CLIP_HALF] != 0:
-                        call_maker(call[CLIP_HALF], (0, 0, 0, 1.0, out, count, scratch_at))
-                    if call[COPIERS + result] != 0:
-                        moved = (call_at, result, start + offset, count, out, tile_at, 0, 0)
-                        call_copier(call[TRANSFER], moved)
-                if bad >= 0.0 and first_bad < 0:
-                    first_bad = start + offset + np.int64(bad)
+                if round == 0 and call[MAKE_RESULTS] != 0:
+                    wanted = (call_at, places_at, at, count, np.int64(suspect), np.int64(both_made), 0, 0)
+                    found = call_copier(call[MAKE_RESULTS], wanted)
+                    if found < NONE_BAD:
+                        return found
+                    bad = float(found) if found > NONE_BAD else bad
+                if bad >= 0.0 and first_bad == NONE_BAD:
+                    first_bad = at + np.int64(bad)
         if summing:
             sums[block - wave_start] = total
     memory[0] = 0  # Numba frees an array after its last use, and the addresses taken from it are none
     return first_bad
+
+
+@maker
+def add_wave(sums_at, lanes_at, errors_at, last, _, count, __):
+    """Add the sums of a wave's blocks to the lanes, block b to lane b mod LANES; returns the total after the last."""
+    lanes, errors = array_at(lanes_at, LANES, np.float64), array_at(errors_at, LANES, np.float64)
+    for row in range(0, count, LANES):
+        add_exactly(lanes, errors, array_at(sums_at + 8 * row, min(LANES, count - row), np.float64))
+    return fold_exactly(lanes, errors) if last != 0.0 else np.nan
 
 
 @loop
@@ -383,40 +448,41 @@ def _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size):
 
 
 @loop
-def _room(call, chunks):
-    """Memory of a call: sums of a wave, two sets of lanes, and the first bad element that each chunk found."""
-    blocks = (call[SIZE] + call[STEP] - 1) // call[STEP]
-    lanes = LANES if blocks > 1 else 1
-    sums, totals, errors = np.empty(min(blocks, WAVE)), np.empty(lanes), np.empty(lanes)
-    for j in range(lanes):
-        totals[j] = errors[j] = 0.0
-    return sums, totals, errors, np.empty(chunks, np.int64)
+def _room(call, blocks):
+    """Memory of a call: the sums of a wave, then two sets of lanes that they are added to."""
+    held = min(blocks, WAVE)
+    memory = np.empty(held + 2 * LANES)
+    if blocks > 1:
+        clear_bytes(memory.ctypes.data + 8 * held, 16 * LANES)
+    return memory
 
 
 @loop
-def _end_wave(call, sums, lanes, errors, found, count, bad, last):
-    """Add the sums of a wave to the lanes, block b to lane b mod LANES; returns the total and the first bad element."""
-    for chunk in range(found.size):
-        if bad < 0:
-            bad = found[chunk]
-    if lanes.size == 1 or call[SUM] == 0:
-        return sums[0], bad
-    for row in range(0, count, LANES):
-        add_exactly(lanes, errors, sums[row : min(row + LANES, count)])
-    return (fold_exactly(lanes, errors) if last else np.nan), bad
+def _end_wave(call, sums, count, is_last):
+    """The sum of all blocks so far, once the last wave of `count` blocks is added."""
+    if call[SUM] == 0 or call[SIZE] <= call[STEP]:
+        return sums[0]
+    sums_at = sums.ctypes.data
+    lanes_at = sums_at + 8 * (sums.size - 2 * LANES)
+    return call_maker(call[ADD_WAVE], (sums_at, lanes_at, lanes_at + 8 * LANES, 1.0 if is_last else 0.0, 0, count, 0))
 
 
 @entry()
 def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, or -1."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
-    sums, lanes, errors, found = _room(call, 1)
-    blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(-1)
+    blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(NONE_BAD)
+    if blocks > 1 and call[ADD_WAVE] < 0:
+        return total, np.int64(ASKED_FOR - ADD_WAVE)
+    sums = _room(call, blocks)
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         run = (call.ctypes.data, loss_scale, gradient_scale, start, stop, start, sums.ctypes.data)
-        found[0] = call_walker(call[WALK], run)
-        total, bad = _end_wave(call, sums, lanes, errors, found, stop - start, bad, stop == blocks)
+        found = call_walker(call[WALK], run)
+        if found < NONE_BAD:
+            return total, found
+        bad = found if bad == NONE_BAD else bad
+        total = _end_wave(call, sums, stop - start, stop == blocks)
     return total, bad
 
 
@@ -424,9 +490,11 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_sc
 def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
-    sums, lanes, errors, found = _room(call, chunks)
+    blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(NONE_BAD)
+    if blocks > 1 and call[ADD_WAVE] < 0:
+        return total, np.int64(ASKED_FOR - ADD_WAVE)
+    sums, found = _room(call, blocks), np.empty(chunks, np.int64)
     call_at, sums_at = call.ctypes.data, sums.ctypes.data
-    blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(-1)
     for start in range(0, blocks, WAVE):
         stop = min(start + WAVE, blocks)
         for chunk in prange(chunks):
@@ -434,7 +502,11 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_
             high = start + (stop - start) * (chunk + 1) // chunks
             run = (call_at, loss_scale, gradient_scale, low, high, start, sums_at)
             found[chunk] = call_walker(call[WALK], run)
-        total, bad = _end_wave(call, sums, lanes, errors, found, stop - start, bad, stop == blocks)
+        for chunk in range(chunks):
+            if found[chunk] < NONE_BAD:
+                return total, found[chunk]
+            bad = found[chunk] if bad == NONE_BAD else bad
+        total = _end_wave(call, sums, stop - start, stop == blocks)
     return total, bad
 
 

@@ -172,6 +172,11 @@ class Native:
             callback._cache.release()
         return callback
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it has been asked for."""
+        return "compiled" in self.__dict__
+
     @cached_property
     def address(self) -> int:
         """Address of the C function."""

@@ -18,6 +18,7 @@ from nbbce._axes import SHORT, by_products, columns_of, depth_of_columns, lanes_
 from nbbce._blocks_cpu import (
     ALPHA,
     ALPHA_OF_0,
+    ASKED_FOR,
     BOTH,
     BY_ROWS,
     COPIERS,
@@ -30,6 +31,7 @@ from nbbce._blocks_cpu import (
     KEEP,
     LENGTH,
     LOSS,
+    NONE_BAD,
     OPERANDS,
     POSITIVE,
     PRODUCTS,
@@ -39,9 +41,13 @@ from nbbce._blocks_cpu import (
     SPAN,
     STEP,
     TARGET,
+    WEIGHT,
     WHERE,
     WINDOW,
     add_up,
+    add_wave,
+    load,
+    make_results,
     run_columns_parallel,
     run_columns_serial,
     run_parallel,
@@ -51,6 +57,7 @@ from nbbce._blocks_cpu import (
     walk,
 )
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
+from nbbce._compile import Native
 
 # Above this many elements the parallel loop is the faster of the two: on two threads the serial one was at 16384 (10.6
 # against 11.0 us for soft labels), the parallel one at 32768 (18.0 against 14.8; losses of each: 12.7 against 12.2).
@@ -109,6 +116,32 @@ _quick = _quick_address(_probe) == _slow_address(_probe)
 _address = _quick_address if _quick else _slow_address
 
 
+# Kernels that a call may turn out to need, by the numbers that stand for their addresses until they are compiled.
+_later: dict[int, Native] = {}
+
+
+def _on_demand(kernel: Native) -> int:
+    """The address of a kernel if it is compiled, else the number below 0 by which the block walker asks for it."""
+    if kernel.is_compiled:
+        return kernel.address
+    number = -1 - id(kernel)
+    _later[number] = kernel
+    return number
+
+
+def _compile_asked_for(found: int, vector: Array) -> None:
+    """Compile the kernel that the walk of a vector asked for in place of an index."""
+    field = ASKED_FOR - found
+    number = int(vector[field])
+    if number < 0:  # else another thread has been here
+        vector[field] = _later[number].address
+
+
+def compile_all() -> list[int]:
+    """Addresses of the kernels that calls of this process might have asked for; now all are compiled."""
+    return [kernel.address for kernel in _later.values()]
+
+
 def _types_and_makers(
     call: Call,
     kinds: tuple[str | None, ...],
@@ -137,6 +170,10 @@ def _types_and_makers(
     def address(name: str, wanted: object = True) -> int:
         return int(getattr(generated, name).address) if wanted else 0
 
+    # Who adds up columns takes what a walk returns for an index.
+    def later(name: str, wanted: object = True) -> int:
+        return address(name, wanted) if wide or not wanted else _on_demand(getattr(generated, name))
+
     copiers = []
     for operand, (kind, inner) in enumerate(zip(kinds, seen, strict=True)):
         in_place = direct[operand] and (kind == inner or (operand == TARGET and as_bytes))
@@ -154,10 +191,10 @@ def _types_and_makers(
     return [
         *copiers,
         *items,
-        address(hard_sum, hard),
-        address(f"{domain}check_{computed}" if check else f"{labels}sum_{computed}", summing),
-        *(address(maker, kind) for maker, kind in zip(each, results, strict=True)),
-        address(f"{domain}mark_bad_{computed}"),
+        later(hard_sum, hard),
+        later(f"{domain}check_{computed}" if check else f"{labels}sum_{computed}", summing),
+        *(later(maker, kind) for maker, kind in zip(each, results, strict=True)),
+        later(f"{domain}mark_bad_{computed}"),
         address(f"blank_{computed}", mask),
         address(f"clip_half_{computed}", results[1] == "float16" and not family),
         address(f"shares_{computed}", shares),
@@ -177,7 +214,7 @@ def _types_and_makers(
         0,
         0,
         address(f"copy_{y}_to_{computed}", as_bytes),
-        address("logits_product_sum_and_gradient_float32", both),
+        later("logits_product_sum_and_gradient_float32", both),
     ]
 
 
@@ -232,6 +269,8 @@ def _vector(
     only_strided = kinds == (computed, computed, *(None,) * (OPERANDS - 2)) and not shares
     several = summing + sum(a is not None for a in operands[LOSS:]) > 1 and fields[BOTH - COPIERS] == 0
     span = generated.BLOCK if (in_place or only_strided) and not several and not wide else generated.PIECE
+    more_operands = any(a is not None for a in operands[WEIGHT:LOSS])
+    plain = not (more_operands or shares or wide or any(fields[LOSS:OPERANDS]))
     return np.array(
         [
             *(0,) * OPERANDS,
@@ -246,6 +285,10 @@ def _vector(
             add_up.address if wide else 0,
             walk.address,
             transfer.address if any(fields[:OPERANDS]) else 0,
+            load.address if more_operands or shares or any(fields[:LOSS]) else 0,
+            make_results.address if any(a is not None for a in operands[LOSS:]) else 0,
+            _on_demand(add_wave) if summing else 0,
+            2 if plain else OPERANDS,
             len(extents),
             *extents,
             *(n for step in steps for n in step),
@@ -358,6 +401,7 @@ def _pass(
             flat = (x, y, None, None, None, None, loss, gradient, hessian)
             made = _filled(_vector(call, flat, True, summing, check, shares), call)
             vector = remember(_flat_vectors, key, made, MOST_VECTORS)
+        filled = vector
         ids = (
             id(x),
             id(y),
@@ -375,13 +419,14 @@ def _pass(
             vector = remember(
                 _laid_out_vectors, key, _vector_in_order(call, arrays, summing, check, shares), MOST_VECTORS
             )
-        vector = _filled(vector, call, arrays)
-        ids = (0, 0, 0, 0, 0, 0)
+        filled, ids = _filled(vector, call, arrays), (0, 0, 0, 0, 0, 0)
     scale = 1.0 if gradient is None and hessian is None else gradient_scale(call)
     threads = _threads(x.size)
-    return _launched_on(  # type: ignore[no-any-return]
-        threads, run_serial, run_parallel, vector, *ids, call.weight_number, scale
-    )
+    total, found = _launched_on(threads, run_serial, run_parallel, filled, *ids, call.weight_number, scale)
+    if found < NONE_BAD:
+        _compile_asked_for(found, vector)
+        return _pass(call, loss, gradient, hessian, summing, check)
+    return total, found
 
 
 def _vector_in_order(call: Call, arrays: tuple[Array | None, ...], summing: bool, check: bool, shares: bool) -> Array:
@@ -492,7 +537,11 @@ def _plain_sum(call: Call) -> tuple[float, int]:
         vector = remember(
             _plain_vectors, key, _filled(_vector(call, flat, True, True, False, False), call), MOST_VECTORS
         )
-    return run_serial(vector, id(x), id(y), 0, 0, 0, x.size, 1.0, 1.0, 1)  # type: ignore[no-any-return]
+    total, found = run_serial(vector, id(x), id(y), 0, 0, 0, x.size, 1.0, 1.0, 1)
+    if found < NONE_BAD:
+        _compile_asked_for(found, vector)
+        return _plain_sum(call)
+    return total, found
 
 
 def run(call: Call) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import nbbce
-from nbbce import _blocks_cpu, _compile
+from nbbce import _blocks_cpu, _compile, _cpu
 
 COMMON = (
     "binary_cross_entropy",
@@ -61,8 +61,9 @@ def make(name: str, dtype: str, target: str, options: dict[str, Any]) -> None:
             function(x, y, **options, out=kept if type(result) is tuple else kept[0])
 
 
-def compile_parallel() -> None:
-    """Compile the parallel twin of every serial entry, for a later process with more threads or more elements."""
+def compile_more() -> None:
+    """Compile what other labels, more elements or more threads need: the calls made have few of each."""
+    _cpu.compile_all()
     for serial, parallel in (
         (_blocks_cpu.run_serial, _blocks_cpu.run_parallel),
         (_blocks_cpu.run_columns_serial, _blocks_cpu.run_columns_parallel),

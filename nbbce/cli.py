@@ -713,7 +713,7 @@ def warmup(arguments: argparse.Namespace) -> str:
     else:
         there = _warmup.kernels()
         _make_calls(todo)
-        _warmup.compile_parallel()
+        _warmup.compile_more()
         compiled = len(_warmup.kernels() - there)
         facts = {"calls": len(todo), "compiled": compiled, "there_before": len(there), "cache": str(FOLDER)}
     seconds = time.perf_counter() - start

@@ -361,6 +361,49 @@ def test_processes_that_start_at_once_on_an_empty_cache_all_answer_and_one_compi
     assert compiled_by(TWO_CALLS, tmp_path, NBBCE_CACHE=str(cache)) == set()
 
 
+@pytest.mark.parametrize(
+    "labels, wanted, unwanted",
+    [
+        ("np.tile([0.0, 1.0], 1024)", {"hard_sum_float64_float"}, {"sum_float64", "mark_bad_float64", "load"}),
+        ("np.tile([0.3, 1.0], 1024)", {"sum_float64"}, {"hard_sum_float64_float", "mark_bad_float64", "load"}),
+        # Too few for products.
+        ("np.tile([0.0, 1.0], 100)", {"sum_float64"}, {"hard_sum_float64_float", "mark_bad_float64", "add_wave"}),
+    ],
+)
+def test_sums_that_the_labels_do_not_need_are_not_compiled(labels, wanted, unwanted, tmp_path):
+    code = START + f"y = {labels}\nx = np.full(y.size, 0.5)\n"
+    code += RECORDED + "nbbce.binary_cross_entropy(x, y)\nsay()\n"
+    compiled = set(json.loads(run(code, tmp_path, NBBCE_CACHE=str(tmp_path / "kernels")))["compiled"])
+    assert wanted <= compiled
+    assert not unwanted & compiled
+
+
+def test_what_other_values_need_is_compiled_when_they_come(tmp_path):
+    # At x = 1/2 each loss is log 2, whatever the label; 8192 elements are two blocks, and 3 is out of the domain.
+    code = (
+        START
+        + """
+x, hard, soft = np.full(8192, 0.5), np.tile([0.0, 1.0], 4096), np.full(8192, 0.25)
+half = np.where(np.arange(8192) < 4096, hard, soft)
+bad = x.copy()
+bad[5000] = 3.0
+"""
+        + RECORDED
+        + """means = [float(nbbce.binary_cross_entropy(x, y)) for y in (hard, soft, hard, half)]
+means += [float(nbbce.binary_cross_entropy(bad, y, validate=False)) for y in (hard, soft)]
+try:
+    nbbce.binary_cross_entropy(bad, hard)
+except ValueError as error:
+    message = str(error)
+say(means=means, message=message)
+"""
+    )
+    answers = json.loads(run(code, tmp_path, NBBCE_CACHE=str(tmp_path / "kernels")))
+    assert answers["means"][:4] == pytest.approx([math.log(2)] * 4, rel=1e-15)
+    assert all(math.isnan(mean) for mean in answers["means"][4:])
+    assert "5000" in answers["message"]
+
+
 def test_no_lock_is_held_once_a_call_has_returned(tmp_path, cache):
     for path in kernels_below(cache, "each_loss_float32"):
         path.unlink()
@@ -379,7 +422,7 @@ class Interrupt(event.Listener):
     def on_end(self, happening):
         pass
 
-for name in ("each_loss_float32", "run_serial"):
+for name in ("run_serial", "each_loss_float32"):
     with event.install_listener("numba:run_pass", Interrupt()):
         try:
             nbbce.binary_cross_entropy(x, y, reduction="none")
@@ -388,8 +431,8 @@ for name in ("each_loss_float32", "run_serial"):
             pass
 """
     code = CALL.replace(RECORDED, broken_off + FREE_LOCKS + RECORDED)
-    # The loss was compiled on the way to the second interruption.
-    assert "run_serial" in compiled_by(code, tmp_path, NBBCE_CACHE=str(cache))
+    # The walk was compiled on the way to the second interruption.
+    assert "each_loss_float32" in compiled_by(code, tmp_path, NBBCE_CACHE=str(cache))
 
 
 def test_lock_of_a_process_that_is_killed_while_it_compiles_is_free(tmp_path, cache):

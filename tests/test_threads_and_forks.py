@@ -283,7 +283,8 @@ say(answers)
 
 
 # --------------------------------------------------------------------------------------- how many threads, and the GIL
-# Counts launches in place of the parallel walk, and the number of chunks that it is asked for: its last argument.
+# Counts launches in place of the parallel walk, and the number of chunks that it is asked for: its last argument.  One
+# that found a kernel missing is begun anew.
 RECORD = """
 import numba
 from nbbce import _cpu
@@ -292,8 +293,10 @@ launches = []
 run_parallel = _cpu.run_parallel
 
 def recorded(*arguments):
-    launches.append(arguments[-1])
-    return run_parallel(*arguments)
+    total, found = run_parallel(*arguments)
+    if found >= _cpu.NONE_BAD:
+        launches.append(arguments[-1])
+    return total, found
 
 _cpu.run_parallel = recorded
 x = np.full(SIZE, 0.25, np.float32)
