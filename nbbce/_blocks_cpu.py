@@ -210,11 +210,18 @@ def _padded(address, count, padded, item, buffer):
 
 @loop
 def _may_be_hard(labels, item):
-    """Whether 8 labels may be 0 or 1, by their lowest bytes: those of hard labels are 0, or a label of one byte."""
-    lowest = array_at(labels, 8 * item, np.uint8)
-    for j in range(0, 8 * item, item):
-        if lowest[j] > 1:
+    """Whether 8 labels may be 0 or 1, by their lowest bytes and, of floats, the upper two: exponent and what follows.
+
+    Products are asked for only then: soft labels, which they would refuse, do without them (0.7 s).
+    """
+    lowest, upper = array_at(labels, 8 * item, np.uint8), array_at(labels + item - 2, 4 * item, np.uint16)
+    for j in range(8):
+        if lowest[j * item] > 1:
             return False
+        if item > 1:
+            top = upper[j * item // 2] & 0x7FFF
+            if top != 0 and top != 0x3F80 and top != 0x3FF0:  # 1 in float32 and in float64
+                return False
     return True
 
 

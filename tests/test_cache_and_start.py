@@ -366,6 +366,7 @@ def test_processes_that_start_at_once_on_an_empty_cache_all_answer_and_one_compi
     [
         ("np.tile([0.0, 1.0], 1024)", {"hard_sum_float64_float"}, {"sum_float64", "mark_bad_float64", "load"}),
         ("np.tile([0.3, 1.0], 1024)", {"sum_float64"}, {"hard_sum_float64_float", "mark_bad_float64", "load"}),
+        ("np.tile([0.0, 0.5], 1024)", {"sum_float64"}, {"hard_sum_float64_float", "mark_bad_float64", "load"}),
         # Too few for products.
         ("np.tile([0.0, 1.0], 100)", {"sum_float64"}, {"hard_sum_float64_float", "mark_bad_float64", "add_wave"}),
     ],
