@@ -46,8 +46,9 @@ OPERANDS = 9
 COPIERS = 9
 # Bytes of an element of each operand as the loops see it.
 ITEMS = 18
-# Addresses of the makers; 0: not wanted.  What is below 0 stands for one that is not compiled, as not every call needs
-# it: who meets it asks for it (see ASKED_FOR), and the call begins anew (0.7 s less for labels that are all 0 or 1).
+# Addresses of the makers; 0: not wanted.  Below 0, here and in BOTH and ADD_WAVE, stands what is not compiled, as not
+# all values need it: who meets it asks for it (see ASKED_FOR), and the call begins anew (0.7 s less where all labels
+# are 0 or 1).
 HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, EACH_HESSIAN, MARK_BAD, BLANK, CLIP_HALF = range(27, 35)
 # A label stands for two shares, 1-y and y.  Where label smoothing or a factor of positive labels changes them, SHARES
 # makes them and the other makers read them in place of the label.  MULTIPLY: the weights times `grad_output`.
@@ -62,25 +63,26 @@ BY_ROWS, LENGTH, RESULT, RESULT_ITEM = range(44, 48)
 # Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
 # needs floats, and 0 says that labels are floats when loaded.
 WIDEN = 48
-# HARD_SUM and EACH_GRADIENT in one, where the gradients have one scale for which float32 will do.
-BOTH = 49
+# HARD_SUM and EACH_GRADIENT in one, where the gradients have one scale for which float32 will do; and whether
+# these products are of any label, as those of logits are, or refuse what is not 0 or 1.
+BOTH, ANY_LABEL = 49, 50
 # Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out;
 # those of the focal loss, which its loops find before their scratch memory.
-KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(50, 59)
+KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(51, 60)
 # Elements in all, of a block, and of the pieces that it is computed in; blocks that are loaded at once: more than one
 # where memory runs across the rows of the array, so that a cache line serves several rows while it is there.
-SIZE, STEP, SPAN, WINDOW = range(59, 63)
+SIZE, STEP, SPAN, WINDOW = range(60, 64)
 # For each operand that `turn` loads, because its memory runs across the rows, the address of the copier that transposes
 # it, else 0; and the address of `turn`.
-TRANSPOSED, TURN = 63, 69
+TRANSPOSED, TURN = 64, 70
 # Addresses of `add_up`, where sums are along an axis, of `walk`, of `transfer`, where an operand is copied, of `load`,
 # where there is more to do than to read input and target in place, of `make_results`, where there are some of each
 # element, and of `add_wave`.
-ADD_UP_BLOCK, WALK, TRANSFER, LOAD, MAKE_RESULTS, ADD_WAVE = range(70, 76)
+ADD_UP_BLOCK, WALK, TRANSFER, LOAD, MAKE_RESULTS, ADD_WAVE = range(71, 77)
 # Operands that a walk has buffers for.  A small call touches little memory: two, where that will do.
-BUFFERS = 76
-DIMENSIONS = 77
-SHAPE = 78  # the shape starts here; the operands' strides follow
+BUFFERS = 77
+DIMENSIONS = 78
+SHAPE = 79  # the shape starts here; the operands' strides follow
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -271,7 +273,7 @@ def load(call_at, places_at, at, count, hard, _, __, ___):
 
 @copier
 def make_results(call_at, places_at, at, count, suspect, both_made, _, __):
-    """Make and store what is wanted of each element; returns as `walk` does, from the piece's start.
+    """Make and store what is wanted of each element; returns the first bad one of the piece, -1, or an ask.
 
     A copier of its own, so that sums alone do not compile it (0.3 s).
     """
@@ -314,7 +316,7 @@ def add_up(call_at, places_at, start, count, suspect, _, __, ___):
     wide_at, rows_at, sums_at = places[WIDE_AT], places[ROWS_AT], places[SUMS_AT]
     length, by_rows = call[LENGTH], call[BY_ROWS] != 0
     to = rows_at if by_rows else sums_at
-    bad, added = np.int64(-1), False
+    bad, added = np.int64(NONE_BAD), False
     if call[PRODUCTS] != 0:
         added = call_maker(call[PRODUCTS], (x, y, 0, float(length), to, count, products_at)) == 0.0
     piece = count if added else PIECE // length * length
@@ -334,7 +336,7 @@ def add_up(call_at, places_at, start, count, suspect, _, __, ___):
 
 @walker
 def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
-    """Compute the blocks from `first` to `last`; returns the flat index of the first bad element, or -1."""
+    """Compute the blocks from `first` to `last`; returns the flat index of the first bad element, -1, or an ask."""
     call = array_at(call_at, SHAPE + 10 * 64, np.int64)  # NumPy has at most 64 dimensions
     sums = array_at(sums_at, WAVE, np.float64)
     size, step, span, window, summing = call[SIZE], call[STEP], call[SPAN], call[WINDOW], call[SUM] != 0
@@ -388,7 +390,7 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                         places[operand] = _padded(call[operand] + at * item, count, padded, item, buffer)
                     places[Y] = places[TARGET]
                 x, labels, part = places[INPUT], places[TARGET], np.nan
-                if hard and call[hard_sum] < 0 and _may_be_hard(labels, call[ITEMS + TARGET]):
+                if hard and call[hard_sum] < 0 and (call[ANY_LABEL] != 0 or _may_be_hard(labels, call[ITEMS + TARGET])):
                     return ASKED_FOR - hard_sum
                 if hard and call[hard_sum] > 0:
                     out = buffers_at + GRADIENT * room
@@ -476,7 +478,7 @@ def _end_wave(call, sums, count, is_last):
 
 @entry()
 def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
-    """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, or -1."""
+    """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, -1, or an ask."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
     blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(NONE_BAD)
     if blocks > 1 and call[ADD_WAVE] < 0:

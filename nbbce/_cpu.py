@@ -152,7 +152,7 @@ def _types_and_makers(
     wide: str,
     products: bool,
 ) -> list[int]:
-    """The fields of a call vector that its dtypes and options decide: from COPIERS to BOTH, but for the results.
+    """The fields of a call vector that its dtypes and options decide: from COPIERS to ANY_LABEL, but for the results.
 
     `wide` is 'row' or 'column' for sums along an axis, else ''; `products` says whether products may make them.
     """
@@ -167,12 +167,12 @@ def _types_and_makers(
     as_bytes = hard and not family and direct[TARGET] and y in ("uint8", "int8", "bool")
     both = hard and family and results[1] and not (mask or grad_output)
 
-    def address(name: str, wanted: object = True) -> int:
-        return int(getattr(generated, name).address) if wanted else 0
-
-    # Who adds up columns takes what a walk returns for an index.
-    def later(name: str, wanted: object = True) -> int:
-        return address(name, wanted) if wide or not wanted else _on_demand(getattr(generated, name))
+    # Sums along axes take what a walk returns for an index, so there nothing is left for later.
+    def address(name: str, wanted: object = True, later: object = False) -> int:
+        if not wanted:
+            return 0
+        kernel: Native = getattr(generated, name)
+        return _on_demand(kernel) if later and not wide else kernel.address
 
     copiers = []
     for operand, (kind, inner) in enumerate(zip(kinds, seen, strict=True)):
@@ -191,10 +191,12 @@ def _types_and_makers(
     return [
         *copiers,
         *items,
-        later(hard_sum, hard),
-        later(f"{domain}check_{computed}" if check else f"{labels}sum_{computed}", summing),
-        *(later(maker, kind) for maker, kind in zip(each, results, strict=True)),
-        later(f"{domain}mark_bad_{computed}"),
+        address(hard_sum, hard, later=True),
+        address(f"{domain}check_{computed}" if check else f"{labels}sum_{computed}", summing, later=hard),
+        address(each[0], results[0]),
+        address(each[1], results[1], later=both),
+        address(each[2], results[2]),
+        address(f"{domain}mark_bad_{computed}", later=True),
         address(f"blank_{computed}", mask),
         address(f"clip_half_{computed}", results[1] == "float16" and not family),
         address(f"shares_{computed}", shares),
@@ -214,7 +216,8 @@ def _types_and_makers(
         0,
         0,
         address(f"copy_{y}_to_{computed}", as_bytes),
-        later("logits_product_sum_and_gradient_float32", both),
+        address("logits_product_sum_and_gradient_float32", both, later=True),
+        bool(family),
     ]
 
 

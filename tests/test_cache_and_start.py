@@ -405,6 +405,29 @@ say(means=means, message=message)
     assert "5000" in answers["message"]
 
 
+@pytest.mark.parametrize("labels", ["r.random(9000)", "r.choice([0.25, 0.5], 9000)", "r.integers(0, 2, 9000) * 1.0"])
+@pytest.mark.parametrize("function", ["", "_with_logits", "_with_logits_value_and_grad"])
+def test_bits_do_not_depend_on_the_calls_before(function, labels, tmp_path):
+    # The sum of float32 in float64 shows by which loop it was made.
+    code = (
+        START
+        + f"""
+r = np.random.default_rng(0)
+x, labels = r.random(9000, np.float32), np.float32({labels})
+
+def value_of(y):
+    result = nbbce.binary_cross_entropy{function}(x, y, reduction="sum", dtype=np.float64)
+    return float(result[0] if type(result) is tuple else result).hex()
+"""
+        + RECORDED
+        + """values = [value_of(y) for y in (labels, np.ones_like(x), np.full_like(x, 0.3), labels)]
+say(values=values)
+"""
+    )
+    first, *_, last = json.loads(run(code, tmp_path, NBBCE_CACHE=str(tmp_path / "kernels")))["values"]
+    assert first == last
+
+
 def test_no_lock_is_held_once_a_call_has_returned(tmp_path, cache):
     for path in kernels_below(cache, "each_loss_float32"):
         path.unlink()
@@ -423,7 +446,7 @@ class Interrupt(event.Listener):
     def on_end(self, happening):
         pass
 
-for name in ("run_serial", "each_loss_float32"):
+for name in ("each_loss_float32", "run_serial"):
     with event.install_listener("numba:run_pass", Interrupt()):
         try:
             nbbce.binary_cross_entropy(x, y, reduction="none")
@@ -432,8 +455,8 @@ for name in ("run_serial", "each_loss_float32"):
             pass
 """
     code = CALL.replace(RECORDED, broken_off + FREE_LOCKS + RECORDED)
-    # The walk was compiled on the way to the second interruption.
-    assert "each_loss_float32" in compiled_by(code, tmp_path, NBBCE_CACHE=str(cache))
+    # The loss was compiled on the way to the second interruption.
+    assert "run_serial" in compiled_by(code, tmp_path, NBBCE_CACHE=str(cache))
 
 
 def test_lock_of_a_process_that_is_killed_while_it_compiles_is_free(tmp_path, cache):
