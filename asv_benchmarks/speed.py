@@ -155,17 +155,17 @@ def cache_rows(size: int) -> list[Row]:
 def _loop_of(call: Work) -> Work:
     """What a call hands to the compiled side, to be run again without the call around it."""
     seen: list[tuple[Any, ...]] = []
-    original = _cpu.run_serial
+    original = _cpu.run_serial.compile()
 
     def record(*arguments: Any) -> Any:
         seen.append(arguments)
         return original(*arguments)
 
-    _cpu.run_serial = record
+    _cpu.run_serial.run = record
     try:
         kept = call, call()  # inputs and result must outlive the recorded call, which knows them by address
     finally:
-        _cpu.run_serial = original
+        _cpu.run_serial.run = original
     arguments = seen[-1]
     return lambda kept=kept: original(*arguments)
 

@@ -476,7 +476,10 @@ def _end_wave(call, sums, count, is_last):
     return call_maker(call[ADD_WAVE], (sums_at, lanes_at, lanes_at + 8 * LANES, 1.0 if is_last else 0.0, 0, count, 0))
 
 
-@entry()
+RUN = "(int64[::1], int64, int64, int64, int64, int64, int64, float64, float64, int64)"
+
+
+@entry(RUN)
 def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, -1, or an ask."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
@@ -495,7 +498,7 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_sc
     return total, bad
 
 
-@entry(parallel=True)
+@entry(RUN, parallel=True)
 def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
@@ -622,7 +625,10 @@ def _groups_at_once(groups, tile_width, segments):
     return count, np.empty(count * segments * tile_width), np.empty(count * segments * tile_width)
 
 
-@entry()
+RUN_COLUMNS = "(int64[::1], int64[::1], int64, int64, int64, int64, float64, float64, int64)"
+
+
+@entry(RUN_COLUMNS)
 def run_columns_serial(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale, chunks):
     """Add up columns on this thread; returns whether an element was bad."""
     wave, sums, errors = _groups_at_once(groups, tile_width, segments)
@@ -638,7 +644,7 @@ def run_columns_serial(outer, inner, groups, tiles, tile_width, segments, loss_s
     return bad
 
 
-@entry(parallel=True)
+@entry(RUN_COLUMNS, parallel=True)
 def run_columns_parallel(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale, chunks):
     """The same with the pairs of a wave dealt out to `chunks` threads in runs."""
     wave, sums, errors = _groups_at_once(groups, tile_width, segments)

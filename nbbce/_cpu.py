@@ -57,7 +57,7 @@ from nbbce._blocks_cpu import (
     walk,
 )
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
-from nbbce._compile import Native
+from nbbce._compile import Entry, Native
 
 # Above this many elements the parallel loop is the faster of the two: on two threads the serial one was at 16384 (10.6
 # against 11.0 us for soft labels), the parallel one at 32768 (18.0 against 14.8; losses of each: 12.7 against 12.2).
@@ -137,9 +137,10 @@ def _compile_asked_for(found: int, vector: Array) -> None:
         vector[field] = _later[number].address
 
 
-def compile_all() -> list[int]:
-    """Addresses of the kernels that calls of this process might have asked for; now all are compiled."""
-    return [kernel.address for kernel in _later.values()]
+def compile_all() -> None:
+    """Compile the kernels that calls of this process might have asked for."""
+    for kernel in _later.values():
+        kernel.compile()
 
 
 def _types_and_makers(
@@ -351,14 +352,14 @@ def _threads(size: int) -> int:
     return 1
 
 
-def _launched_on(threads: int, serial: Any, parallel: Any, *arguments: Any) -> Any:
+def _launched_on(threads: int, serial: Entry, parallel: Entry, *arguments: Any) -> Any:
     """Run the entry that fits `threads`, as `_threads` gave them."""
     global _launched
     if threads == 1:
-        return serial(*arguments, 1)
+        return serial.run(*arguments, 1)
     try:
         _launched = True
-        return parallel(*arguments, threads)
+        return parallel.run(*arguments, threads)
     finally:
         _launch.release()
 
@@ -540,7 +541,7 @@ def _plain_sum(call: Call) -> tuple[float, int]:
         vector = remember(
             _plain_vectors, key, _filled(_vector(call, flat, True, True, False, False), call), MOST_VECTORS
         )
-    total, found = run_serial(vector, id(x), id(y), 0, 0, 0, x.size, 1.0, 1.0, 1)
+    total, found = run_serial.run(vector, id(x), id(y), 0, 0, 0, x.size, 1.0, 1.0, 1)
     if found < NONE_BAD:
         _compile_asked_for(found, vector)
         return _plain_sum(call)

@@ -68,8 +68,8 @@ def compile_more() -> None:
         (_blocks_cpu.run_serial, _blocks_cpu.run_parallel),
         (_blocks_cpu.run_columns_serial, _blocks_cpu.run_columns_parallel),
     ):
-        for signature in serial.signatures:
-            parallel.compile(signature)
+        if serial.is_compiled:
+            parallel.compile()
 
 
 def kernels() -> set[Path]:

@@ -467,7 +467,7 @@ def llvm(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     def text(name: str) -> str:
         if name not in IR:
             native = NATIVES[name]
-            IR[name] = _compile.Native(native.function, native.signature).compiled.inspect_llvm()
+            IR[name] = _compile.Native(native.function, native.signature).compile().inspect_llvm()
         return IR[name]
 
     return text
