@@ -476,11 +476,11 @@ def _end_wave(call, sums, count, is_last):
     return call_maker(call[ADD_WAVE], (sums_at, lanes_at, lanes_at + 8 * LANES, 1.0 if is_last else 0.0, 0, count, 0))
 
 
-RUN = "(int64[::1], int64, int64, int64, int64, int64, int64, float64, float64, int64)"
+ON_ARRAYS = "int64[::1], int64, int64, int64, int64, int64, int64, float64, float64"
 
 
-@entry(RUN)
-def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
+@entry(f"({ON_ARRAYS})")
+def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, -1, or an ask."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
     blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(NONE_BAD)
@@ -498,7 +498,7 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_sc
     return total, bad
 
 
-@entry(RUN, parallel=True)
+@entry(f"({ON_ARRAYS}, int64)", parallel=True)
 def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
     call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
@@ -625,11 +625,11 @@ def _groups_at_once(groups, tile_width, segments):
     return count, np.empty(count * segments * tile_width), np.empty(count * segments * tile_width)
 
 
-RUN_COLUMNS = "(int64[::1], int64[::1], int64, int64, int64, int64, float64, float64, int64)"
+ON_COLUMNS = "int64[::1], int64[::1], int64, int64, int64, int64, float64, float64"
 
 
-@entry(RUN_COLUMNS)
-def run_columns_serial(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale, chunks):
+@entry(f"({ON_COLUMNS})")
+def run_columns_serial(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale):
     """Add up columns on this thread; returns whether an element was bad."""
     wave, sums, errors = _groups_at_once(groups, tile_width, segments)
     bad = False
@@ -644,7 +644,7 @@ def run_columns_serial(outer, inner, groups, tiles, tile_width, segments, loss_s
     return bad
 
 
-@entry(RUN_COLUMNS, parallel=True)
+@entry(f"({ON_COLUMNS}, int64)", parallel=True)
 def run_columns_parallel(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale, chunks):
     """The same with the pairs of a wave dealt out to `chunks` threads in runs."""
     wave, sums, errors = _groups_at_once(groups, tile_width, segments)

@@ -26,6 +26,9 @@ from nbbce import (
     binary_cross_entropy_grad,
     binary_cross_entropy_value_and_grad,
     binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_grad,
+    binary_cross_entropy_with_logits_grad_and_hess,
+    binary_cross_entropy_with_logits_value_and_grad,
 )
 
 WIDE = ["float32", "float64"]
@@ -245,6 +248,12 @@ OPTIONS = [
     {"dtype": np.float16},
     {"validate": False},
 ]
+OF_LOGITS = [
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_grad,
+    binary_cross_entropy_with_logits_value_and_grad,
+    binary_cross_entropy_with_logits_grad_and_hess,
+]
 WAYS = [
     {"axis": axis, "reduction": how, "keepdims": kept}
     for axis in (None, 0, 1)
@@ -283,7 +292,8 @@ def alike_calls():
                 calls[f"{form}, {options}, {way}"] = partial(binary_cross_entropy, a, b, **taken, **way)
             calls[f"{form}, {options}, none"] = partial(binary_cross_entropy, a, b, **taken, reduction="none")
             if "dtype" not in options:
-                calls[f"{form}, {options}, logits"] = partial(binary_cross_entropy_with_logits, a, b, **taken)
+                for of_logits in OF_LOGITS:
+                    calls[f"{form}, {options}, {of_logits.__name__}"] = partial(of_logits, a, b, **taken)
             calls[f"{form}, {options}, both"] = partial(binary_cross_entropy_value_and_grad, a, b, **taken)
             calls[f"{form}, {options}, gradient"] = partial(binary_cross_entropy_grad, a, b, **taken)
             own = np.empty((), options.get("dtype", a.dtype))
@@ -296,7 +306,7 @@ def alike_calls():
 
 def test_calls_alike_but_for_one_thing_do_not_take_each_others_way():
     def forget():
-        for vectors in (_cpu._plain_vectors, _cpu._flat_vectors, _cpu._laid_out_vectors, _cpu._axes_plans):
+        for vectors in (_cpu._flat_vectors, _cpu._laid_out_vectors, _cpu._axes_plans):
             vectors.clear()
 
     calls, alone = alike_calls(), {}
