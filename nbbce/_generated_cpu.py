@@ -1086,11 +1086,10 @@ def larger_float32(bits, x):
     return max(bits, bits_of_float32(x))
 
 
-# 0 for a label of 0 or 1.
+# 0 for a label of 0 or 1 alone: y (1-y), which is -0 for a label of -0.
 @formula
 def soft_bits_of_float32(y):
-    bits = bits_of_float32(y)
-    return bits ^ U32(0x3F800000) if bits != U32(0) else U32(0)
+    return bits_of_float32(fma(-y, y, y))
 
 
 # x - c for a label of 0 or 1.
@@ -1119,7 +1118,7 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 here = row + k * U64(PRODUCTS_32) + j
                 there = here + U64(PRODUCTS_32)
                 largest = larger_float32(larger_float32(largest, x[here]), x[there])
-                soft |= soft_bits_of_float32(y[here]) | soft_bits_of_float32(y[there])
+                soft = U32(soft | soft_bits_of_float32(y[here]) | soft_bits_of_float32(y[there]))
                 p *= factor_float32_float(x[here], y[here]) * factor_float32_float(x[there], y[there])
             bits = bits_of_float64(p)
             e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign beyond the mask
@@ -1200,7 +1199,7 @@ def larger_float64(bits, x):
     return max(bits, bits_of_float64(x))
 
 
-# 0 for a label of 0 or 1.
+# 0 for a label of 0 or 1 alone: y (1-y), which is -0 for a label of -0.
 @formula
 def soft_bits_of_float64(y):
     return bits_of_float64(y * (1.0 - y))

@@ -446,6 +446,22 @@ def test_maker_of_a_sum_gives_the_bits_of_the_formula_as_plain_python(dtype):
         assert bits([total], np.float64) == bits([0.0 + expected[0]], np.float64), case
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+def test_sum_by_products_refuses_a_block_with_any_other_label_than_0_and_1(dtype):
+    one, least = dtype(1), np.nextafter(dtype(0), dtype(1))
+    others = [-0.0, least, np.finfo(dtype).tiny, 0.25, 0.5, np.nextafter(one, dtype(0)), np.nextafter(one, dtype(2))]
+    others += [2.0, 3.0, np.inf, np.nan, -np.inf, -1.0, -least]
+    x, y = np.full(generated.BLOCK, 0.5, dtype), (np.arange(generated.BLOCK) % 2).astype(dtype)
+    maker = f"hard_sum_{dtype.__name__}_float"
+    # 4096 losses of log 2.
+    assert made(maker, x, y, y.size) == pytest.approx(4096 * np.log(2), rel=1e-15)
+    for label in others:
+        for place in (0, 7, 8, 300, 4095):
+            changed = y.copy()
+            changed[place] = label
+            assert np.isnan(made(maker, x, changed, y.size)), (label, place)
+
+
 # ---------------------------------------------------------------------------------------------------- machine code
 NATIVES = {
     name: native
