@@ -37,6 +37,7 @@ from nbbce._primitives_cpu import (
     clear_bytes,
     copy_bytes,
     data_of,
+    lesser,
 )
 
 # Addresses of the operands; 0 stands for one that the call does not have.
@@ -83,6 +84,7 @@ ADD_UP_BLOCK, WALK, TRANSFER, LOAD, MAKE_RESULTS, ADD_WAVE = range(71, 77)
 BUFFERS = 77
 DIMENSIONS = 78
 SHAPE = 79  # the shape starts here; the operands' strides follow
+FLAT_FIELDS = SHAPE + 2 * (1 + OPERANDS)  # of a call on contiguous arrays, which has two dimensions
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -345,8 +347,8 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     whole = (size + HARD - 1) // HARD * HARD
     # Buffers start where cache lines do: where they did not, as malloc would have it, a sum of logits took 0.41 ns an
     # element, not 0.35.
-    room = 64 * (min(window * step + HARD if window > 1 else span, whole) // 8 + 1)
-    piece_room = 64 * (min(span, whole) // 8 + 1)
+    room = 64 * (lesser(window * step + HARD if window > 1 else span, whole) // 8 + 1)
+    piece_room = 64 * (lesser(span, whole) // 8 + 1)
     extra = piece_room if call[BUFFERS] < OPERANDS else 3 * piece_room + 40 * PIECE
     tile_room = 8 * PART if call[TURN] != 0 else 0
     memory = np.empty(384 + SCRATCH + call[BUFFERS] * room + extra + tile_room, np.uint8)
@@ -356,7 +358,7 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     scratch_at = places_at + 256
     buffers_at = scratch_at + SCRATCH
     widened_at = buffers_at + call[BUFFERS] * room
-    places[END], places[BUFFERS_AT], places[ROOM] = min(last * step, size), buffers_at, room
+    places[END], places[BUFFERS_AT], places[ROOM] = lesser(last * step, size), buffers_at, room
     places[WIDE_AT], places[ROWS_AT] = widened_at + piece_room, widened_at + 2 * piece_room
     places[SHARES_AT], places[TILE_AT] = widened_at + 3 * piece_room, widened_at + extra
     places[SCRATCH_AT], places[SUMS_AT] = scratch_at, sums_at
@@ -367,7 +369,7 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     first_bad = NONE_BAD
     for block in range(first, last):
         start = block * step
-        block_count = min(step, size - start)
+        block_count = lesser(step, size - start)
         # A block of hard labels is summed by products.  If one of its pieces is refused, the other sum takes the block
         # from its first piece on: in the first round if that was the first piece, else in a second one.
         hard = call[hard_sum] != 0 and block_count >= HARD
@@ -378,7 +380,7 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                     break
                 total = 0.0
             for offset in range(0, block_count, span):
-                count, at = min(span, block_count - offset), start + offset
+                count, at = lesser(span, block_count - offset), start + offset
                 scale = float((FIRST if offset == 0 else 0) + (LAST if offset + span >= block_count else 0))
                 bad, suspect = -1.0, False
                 if call[LOAD] != 0:
@@ -436,20 +438,8 @@ def add_wave(sums_at, lanes_at, errors_at, last, _, count, __):
     """Add the sums of a wave's blocks to the lanes, block b to lane b mod LANES; returns the total after the last."""
     lanes, errors = array_at(lanes_at, LANES, np.float64), array_at(errors_at, LANES, np.float64)
     for row in range(0, count, LANES):
-        add_exactly(lanes, errors, array_at(sums_at + 8 * row, min(LANES, count - row), np.float64))
+        add_exactly(lanes, errors, array_at(sums_at + 8 * row, lesser(LANES, count - row), np.float64))
     return fold_exactly(lanes, errors) if last != 0.0 else np.nan
-
-
-@loop
-def _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size):
-    """A copy of the call on these arrays (by their `id`) of `size` elements; the call itself if `x_id` is 0."""
-    if x_id == 0:
-        return call
-    filled = call.copy()
-    filled[INPUT], filled[TARGET] = data_of(x_id), data_of(y_id)
-    filled[LOSS], filled[GRADIENT], filled[HESSIAN] = data_of(loss_id), data_of(gradient_id), data_of(hessian_id)
-    filled[SIZE] = filled[SHAPE + 1] = size
-    return filled
 
 
 # What the entries do beside walking is in functions of its own: in a parallel one Numba would make a parallel loop of
@@ -457,22 +447,36 @@ def _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size):
 
 
 @loop
-def _room(call, blocks):
-    """Memory of a call: the sums of a wave, then two sets of lanes that they are added to."""
-    held = min(blocks, WAVE)
-    memory = np.empty(held + 2 * LANES)
+def _begin(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, chunks):
+    """Where the call on these arrays (by their `id`) of `size` elements is; that on its own arrays if `x_id` is 0.
+
+    Also its blocks, and memory for the sums of a wave, two sets of lanes that these are added to, what each of `chunks`
+    threads finds, and the call.
+    """
+    elements = call[SIZE] if x_id == 0 else size
+    blocks = (elements + call[STEP] - 1) // call[STEP]
+    held = 8 * (lesser(blocks, WAVE) + 2 * LANES)
+    memory = np.empty(held + 8 * (chunks + FLAT_FIELDS), np.uint8)
+    sums_at = memory.ctypes.data
     if blocks > 1:
-        clear_bytes(memory.ctypes.data + 8 * held, 16 * LANES)
-    return memory
+        clear_bytes(sums_at + held - 16 * LANES, 16 * LANES)
+    if x_id == 0:
+        return memory, call.ctypes.data, sums_at, sums_at + held, blocks
+    call_at = sums_at + held + 8 * chunks
+    copy_bytes(call_at, call.ctypes.data, 8 * FLAT_FIELDS)
+    filled = array_at(call_at, FLAT_FIELDS, np.int64)
+    filled[INPUT], filled[TARGET] = data_of(x_id), data_of(y_id)
+    filled[LOSS], filled[GRADIENT], filled[HESSIAN] = data_of(loss_id), data_of(gradient_id), data_of(hessian_id)
+    filled[SIZE] = filled[SHAPE + 1] = size
+    return memory, call_at, sums_at, sums_at + held, blocks
 
 
 @loop
-def _end_wave(call, sums, count, is_last):
+def _end_wave(call, sums_at, blocks, count, is_last):
     """The sum of all blocks so far, once the last wave of `count` blocks is added."""
-    if call[SUM] == 0 or call[SIZE] <= call[STEP]:
-        return sums[0]
-    sums_at = sums.ctypes.data
-    lanes_at = sums_at + 8 * (sums.size - 2 * LANES)
+    if call[SUM] == 0 or blocks == 1:
+        return array_at(sums_at, 1, np.float64)[0]
+    lanes_at = sums_at + 8 * lesser(blocks, WAVE)
     return call_maker(call[ADD_WAVE], (sums_at, lanes_at, lanes_at + 8 * LANES, 1.0 if is_last else 0.0, 0, count, 0))
 
 
@@ -482,43 +486,43 @@ ON_ARRAYS = "int64[::1], int64, int64, int64, int64, int64, int64, float64, floa
 @entry(f"({ON_ARRAYS})")
 def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, -1, or an ask."""
-    call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
-    blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(NONE_BAD)
+    taken = _begin(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, 0)
+    memory, call_at, sums_at, _, blocks = taken
+    total, bad = 0.0, np.int64(NONE_BAD)
     if blocks > 1 and call[ADD_WAVE] < 0:
         return total, np.int64(ASKED_FOR - ADD_WAVE)
-    sums = _room(call, blocks)
     for start in range(0, blocks, WAVE):
-        stop = min(start + WAVE, blocks)
-        run = (call.ctypes.data, loss_scale, gradient_scale, start, stop, start, sums.ctypes.data)
-        found = call_walker(call[WALK], run)
+        stop = lesser(start + WAVE, blocks)
+        found = call_walker(call[WALK], (call_at, loss_scale, gradient_scale, start, stop, start, sums_at))
         if found < NONE_BAD:
             return total, found
         bad = found if bad == NONE_BAD else bad
-        total = _end_wave(call, sums, stop - start, stop == blocks)
+        total = _end_wave(call, sums_at, blocks, stop - start, stop == blocks)
+    memory[0] = 0  # see `walk`
     return total, bad
 
 
 @entry(f"({ON_ARRAYS}, int64)", parallel=True)
 def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
-    call = _of_arrays(call, x_id, y_id, loss_id, gradient_id, hessian_id, size)
-    blocks, total, bad = (call[SIZE] + call[STEP] - 1) // call[STEP], 0.0, np.int64(NONE_BAD)
+    taken = _begin(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, chunks)
+    memory, call_at, sums_at, found_at, blocks = taken
+    total, bad, walk_at = 0.0, np.int64(NONE_BAD), call[WALK]
     if blocks > 1 and call[ADD_WAVE] < 0:
         return total, np.int64(ASKED_FOR - ADD_WAVE)
-    sums, found = _room(call, blocks), np.empty(chunks, np.int64)
-    call_at, sums_at = call.ctypes.data, sums.ctypes.data
+    found = array_at(found_at, chunks, np.int64)
     for start in range(0, blocks, WAVE):
-        stop = min(start + WAVE, blocks)
+        stop = lesser(start + WAVE, blocks)
         for chunk in prange(chunks):
             low = start + (stop - start) * chunk // chunks
             high = start + (stop - start) * (chunk + 1) // chunks
-            run = (call_at, loss_scale, gradient_scale, low, high, start, sums_at)
-            found[chunk] = call_walker(call[WALK], run)
+            found[chunk] = call_walker(walk_at, (call_at, loss_scale, gradient_scale, low, high, start, sums_at))
         for chunk in range(chunks):
             if found[chunk] < NONE_BAD:
                 return total, found[chunk]
             bad = found[chunk] if bad == NONE_BAD else bad
-        total = _end_wave(call, sums, stop - start, stop == blocks)
+        total = _end_wave(call, sums_at, blocks, stop - start, stop == blocks)
+    memory[0] = 0
     return total, bad
 
 

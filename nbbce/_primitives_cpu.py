@@ -327,6 +327,16 @@ def copy_bytes(typingctx: Any, destination: Any, source: Any, size: Any) -> Any:
 
 
 @intrinsic
+def lesser(typingctx: Any, a: Any, b: Any) -> Any:
+    """The lesser of two int64: as `min`, which Numba compiles for each pair of types (0.1 s in all)."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(builder.icmp_signed("<", *arguments), *arguments)
+
+    return types.int64(types.int64, types.int64), code
+
+
+@intrinsic
 def clear_bytes(typingctx: Any, address: Any, size: Any) -> Any:
     """`size` bytes at an address become 0."""
 
