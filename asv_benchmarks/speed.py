@@ -3,7 +3,7 @@
     python asv_benchmarks/speed.py                 against memory and np.log
     python asv_benchmarks/speed.py --rivals        also against NumPy, torch, JAX and scikit-learn, where installed
     python asv_benchmarks/speed.py --json FILE     keep the figures
-    python asv_benchmarks/speed.py --markdown FILE print kept figures as the rows of README's table
+    python asv_benchmarks/speed.py --markdown FILE print kept figures as README's table; ratios of more files beside
 
 Machines are shared and noisy: what is compared is timed in turn, repetition by repetition, and the minimum of each
 is what counts.  Arrays have 10 million elements unless said; two threads unless `--threads` says so.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -262,17 +263,23 @@ def start_up(repeats: int) -> list[dict[str, Any]]:
     return [{"question": q, "nbbce_s": seconds, "at_most_s": limit} for q, seconds, limit in questions]
 
 
-def markdown(file: str) -> str:
-    """The rows of README's table, from a file of figures."""
-    lines = ["| work | against | reference | nbbce | ratio |", "| --- | --- | ---: | ---: | ---: |"]
-    with open(file, encoding="utf-8") as source:
-        rows = json.load(source)["rows"]
-    for row in rows:
+def markdown(files: list[str]) -> str:
+    """README's table from files of figures: times are those of the first, ratios of each are in a column of its own."""
+    runs = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
+    by_question = [{(row["question"], row.get("against")): row for row in run["rows"]} for run in runs]
+    heads = [f"ratio, {run['machine']['processor']}" for run in runs] if len(runs) > 1 else ["ratio"]
+    lines = [
+        "| " + " | ".join(["work", "against", "reference", "nbbce", *heads]) + " |",
+        "| --- | --- " + "| ---: " * (2 + len(heads)) + "|",
+    ]
+    for (question, against), row in by_question[0].items():
+        others = [rows.get((question, against)) for rows in by_question[1:]]
         if "base_s" in row:
-            ratio = f"{row['base_s'] / row['nbbce_s']:.2f}"
-            cells = row["question"], row["against"], shown(row["base_s"]), shown(row["nbbce_s"]), ratio
+            cells = [question, against, shown(row["base_s"]), shown(row["nbbce_s"])]
+            cells += [f"{one['base_s'] / one['nbbce_s']:.2f}" if one else "" for one in (row, *others)]
         else:
-            cells = row["question"], "", "", f"{row['nbbce_s']:.3f} s", ""
+            cells = [question, "", "", f"{row['nbbce_s']:.3f} s", ""]
+            cells += [f"{one['nbbce_s']:.3f} s" if one else "" for one in others]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -285,7 +292,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=10_000_000, help="elements; a multiple of 1000")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
-    parser.add_argument("--markdown", metavar="FILE", help="print the figures in FILE as a table, and measure nothing")
+    parser.add_argument("--markdown", metavar="FILE", nargs="+", help="print kept figures as a table; measure nothing")
     arguments = parser.parse_args()
     if arguments.markdown:
         print(markdown(arguments.markdown))

@@ -12,7 +12,12 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     "command",
     [
-        ("asv_benchmarks/speed.py", "--markdown", "asv_benchmarks/speed.json"),
+        (
+            "asv_benchmarks/speed.py",
+            "--markdown",
+            "asv_benchmarks/speed-znver5.json",
+            "asv_benchmarks/speed-znver4.json",
+        ),
         ("asv_benchmarks/accuracy.py", "--markdown"),
         ("tools/sass.py", "--markdown", "asv_benchmarks/device_model.json"),
     ],
