@@ -47,9 +47,9 @@ OPERANDS = 9
 COPIERS = 9
 # Bytes of an element of each operand as the loops see it.
 ITEMS = 18
-# Addresses of the makers; 0: not wanted.  Below 0, here and in BOTH and ADD_WAVE, stands what is not compiled, as not
-# all values need it: who meets it asks for it (see ASKED_FOR), and the call begins anew (0.7 s less where all labels
-# are 0 or 1).
+# Addresses of the makers; 0: not wanted.  Below 0 stands what is not compiled, as not all values and sizes
+# need it (HARD_SUM, SUM, EACH_GRADIENT, MARK_BAD, BOTH and ADD_WAVE): who meets it asks for it (see ASKED_FOR), and the
+# call begins anew (0.7 s less where all labels are 0 or 1).
 HARD_SUM, SUM, EACH_LOSS, EACH_GRADIENT, EACH_HESSIAN, MARK_BAD, BLANK, CLIP_HALF = range(27, 35)
 # A label stands for two shares, 1-y and y.  Where label smoothing or a factor of positive labels changes them, SHARES
 # makes them and the other makers read them in place of the label.  MULTIPLY: the weights times `grad_output`.

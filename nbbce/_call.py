@@ -448,7 +448,8 @@ def _readable(
     if not is_float(kind_of(x.dtype)):
         raise TypeError(f"{function}: {input_name!r} must have dtype {', '.join(FLOATS)}; got {x.dtype}")
     y = _real(function, target_name, target, np.float64 if x.dtype.itemsize == 8 else np.float32)
-    result = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
+    # Without the byte order and the metadata of the input: a dtype with metadata is equal to one without.
+    result = np.dtype(x.dtype.type) if type(x) is np.ndarray else x.dtype
     if type(input) is type(target) is np.ndarray and y is target:
         _seen[x.dtype, y.dtype] = result
     return x, y, result

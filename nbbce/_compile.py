@@ -4,7 +4,8 @@ Numba's own cache stays stale when a function in *another* file changes, and two
 have crashed (numba#4807, #10128).  Here the folder's name is a digest of everything that can change the code, so
 nothing in it is ever stale, and a miss is compiled under a file lock, so that of many processes one compiles.
 
-What touches Numba's internals is in this file: its `CFunc`, its dispatcher's `_cache`, and its cache classes.
+What it needs of Numba's internals: its `CFunc`, its dispatcher's `_cache`, its cache classes, and the lock under which
+it compiles.
 """
 
 from __future__ import annotations

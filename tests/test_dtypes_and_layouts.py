@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import reference
 
-from nbbce import binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
+from nbbce import _call, binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -59,6 +59,20 @@ def test_soft_labels_give_the_same_bits_in_every_dtype_that_holds_them(dtype, ta
 def test_labels_of_float32_predictions_are_rounded_to_float32(target, rng):
     x, y = rng.random(5003).astype(np.float32), rng.random(5003).astype(target)
     assert_same(answers(x, y), answers(x, y.astype(np.float32)))
+
+
+def test_metadata_of_the_dtype_of_another_call_are_not_those_of_a_result():
+    # Dtypes that differ in their metadata alone are equal, so what is remembered of one is found for the other.
+    x, y = np.array([0.5, 0.25], np.float32), np.array([1.0, 0.0], np.float32)
+    noted = x.view(np.dtype(np.float32, metadata={"unit": "probability"}))
+    assert noted.dtype == x.dtype
+    assert noted.dtype.metadata is not None
+    for first, second in ((noted, x), (x, noted)):
+        _call._seen.clear()
+        for array in (first, second):
+            gradient = binary_cross_entropy_grad(array, y)
+            assert gradient.dtype == np.float32
+            assert gradient.dtype.metadata is None
 
 
 @pytest.mark.parametrize("target", ["longdouble", np.dtype(np.longdouble).newbyteorder("S")], ids=["native", "swapped"])
