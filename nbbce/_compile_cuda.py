@@ -29,7 +29,7 @@ import numba_cuda
 import numpy as np
 from cuda.core import Device, Event, EventOptions, LaunchConfig, Linker, LinkerOptions, ObjectCode, Stream, launch
 from cuda.core.utils import StridedMemoryView
-from numba.cuda import compiler, dispatcher, types
+from numba.cuda import compiler, descriptor, dispatcher, types
 
 from nbbce._blocks_cuda import kernel
 from nbbce._compile import cache_folder
@@ -61,8 +61,21 @@ def signature(spec: Spec) -> tuple[Any, ...]:
     return (types.int64,) * (ADDRESSES + SIZES) + (types.float64,) * NUMBERS + (layout,)
 
 
+_here = contextlib.nullcontext()
+
 # Of two threads that pretend at once, the one that ends last would leave the other's device behind.
 _compiling = threading.Lock()
+
+
+@cache
+def _load_registries() -> None:
+    """Let numba-cuda load what it compiles with.
+
+    Version 0.30.4 looks for `np.row_stack` then, which NumPy 2.5 has no more, and would compile nothing.
+    """
+    known = getattr(np, "row_stack", np.vstack)
+    with mock.patch.object(np, "row_stack", known, create=True):
+        descriptor.cuda_target.typing_context.refresh()
 
 
 def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
@@ -73,6 +86,7 @@ def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
     # numba-cuda asks the current device for its capability when a kernel calls a function, even if it is told one.
     pretended = python_types.SimpleNamespace(compute_capability=capability, supports_bfloat16=True, id=0)
     with _compiling, mock.patch.object(dispatcher, "get_current_device", lambda: pretended):
+        _load_registries()
         # What compile_ptx does, but for the option below, for which it has no name.
         library, _ = compiler._compile_pyfunc_with_fixup(
             kernel(spec),
@@ -144,24 +158,21 @@ def machine_code(spec: Spec, capability: tuple[int, int]) -> bytes:
     return code
 
 
-_here = contextlib.nullcontext()
-
-
 def on_device(index: int) -> contextlib.AbstractContextManager[None]:
     """Work on a device, and leave the caller's the current one."""
     error, current = driver.cuCtxGetDevice()
-    has_current = error == driver.CUresult.CUDA_SUCCESS
-    return _here if has_current and int(current) == index else _on_another(index, has_current)
+    return _here if error == driver.CUresult.CUDA_SUCCESS and int(current) == index else _made_current(index)
 
 
 @contextlib.contextmanager
-def _on_another(index: int, has_current: bool) -> Iterator[None]:
-    _, before = driver.cuCtxGetCurrent()
+def _made_current(index: int) -> Iterator[None]:
+    """The same where another device is current, or none, or this one but of a library: cuda.core wants to be asked."""
+    error, before = driver.cuCtxGetCurrent()
     Device(index).set_current()
     try:
         yield
     finally:
-        if has_current:
+        if error == driver.CUresult.CUDA_SUCCESS and int(before):
             driver.cuCtxSetCurrent(before)
 
 
@@ -218,7 +229,7 @@ def is_capturing(stream: int) -> bool:
 
 def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], device: int, stream: int) -> Any:
     """Memory of our own, as an array that others take by DLPack."""
-    with on_device(device):
+    with _made_current(device):
         size = max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         buffer = Device(device).allocate(size, stream=_stream(device, stream))
     return StridedMemoryView.from_buffer(buffer, shape, dtype=dtype)
