@@ -190,11 +190,22 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
             lane, doubt = take_one(lane, doubt, i, at, layout, writing, scale, numbers)
         return lane, doubt
 
+    @device
+    def read_four(at, i, layout):
+        return (
+            xs(at, i, layout),
+            ys(at, i, layout),
+            ws(at, i, layout),
+            ps(at, i, layout),
+            gs(at, i, layout),
+            ms(at, i, layout),
+        )
+
     if width == 4 and step_and_derive is not None:
 
         @device
-        def take_four(l0, l1, l2, l3, doubt, i, at, layout, writing, scale, numbers):
-            x, y = xs(at, i, layout), ys(at, i, layout)
+        def take_four(l0, l1, l2, l3, doubt, i, operands, at, layout, writing, scale, numbers):
+            x, y, _, _, _, _ = operands
             l0, doubt, d0 = step_and_derive(l0, doubt, x[0], y[0], scale)
             l1, doubt, d1 = step_and_derive(l1, doubt, x[1], y[1], scale)
             l2, doubt, d2 = step_and_derive(l2, doubt, x[2], y[2], scale)
@@ -205,16 +216,9 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
     elif width == 4:
 
         @device
-        def take_four(l0, l1, l2, l3, doubt, i, at, layout, writing, scale, numbers):
-            x, y, w, p, m = (
-                xs(at, i, layout),
-                ys(at, i, layout),
-                ws(at, i, layout),
-                ps(at, i, layout),
-                ms(at, i, layout),
-            )
+        def take_four(l0, l1, l2, l3, doubt, i, operands, at, layout, writing, scale, numbers):
+            x, y, w, p, g, m = operands
             if derived and writing:
-                g = gs(at, i, layout)
                 _, d0, h0 = element(x[0], y[0], w[0], p[0], g[0], m[0], 1.0, scale, numbers)
                 _, d1, h1 = element(x[1], y[1], w[1], p[1], g[1], m[1], 1.0, scale, numbers)
                 _, d2, h2 = element(x[2], y[2], w[2], p[2], g[2], m[2], 1.0, scale, numbers)
@@ -228,6 +232,7 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
             return l0, l1, l2, l3, doubt
 
     first, near, far = (4, 1, 128) if width == 4 else (1, 32, 128)
+    ahead = spec.ahead
 
     @device
     def rows(begin, count, at, layout, writing, scale, numbers):
@@ -235,10 +240,25 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
         l0, l1, l2, l3, l4, l5, l6, l7 = start, start, start, start, start, start, start, start
         i, stop = I64(begin + first * thread), I64(begin + count)
         whole = I64(i + (count & I64(-LANES)))
-        while i < whole:
+        if ahead and i < whole:
+            here, there = read_four(at, i, layout), read_four(at, i + far, layout)
+            while i < whole:
+                following = i + LANES if i + LANES < whole else i
+                here_next, there_next = read_four(at, following, layout), read_four(at, following + far, layout)
+                l0, l1, l2, l3, doubt = take_four(l0, l1, l2, l3, doubt, i, here, at, layout, writing, scale, numbers)
+                l4, l5, l6, l7, doubt = take_four(
+                    l4, l5, l6, l7, doubt, i + far, there, at, layout, writing, scale, numbers
+                )
+                here, there = here_next, there_next
+                i += LANES
+        while not ahead and i < whole:
             if width == 4:
-                l0, l1, l2, l3, doubt = take_four(l0, l1, l2, l3, doubt, i, at, layout, writing, scale, numbers)
-                l4, l5, l6, l7, doubt = take_four(l4, l5, l6, l7, doubt, i + far, at, layout, writing, scale, numbers)
+                here = read_four(at, i, layout)
+                l0, l1, l2, l3, doubt = take_four(l0, l1, l2, l3, doubt, i, here, at, layout, writing, scale, numbers)
+                there = read_four(at, i + far, layout)
+                l4, l5, l6, l7, doubt = take_four(
+                    l4, l5, l6, l7, doubt, i + far, there, at, layout, writing, scale, numbers
+                )
             else:
                 l0, doubt = take_one(l0, doubt, i, at, layout, writing, scale, numbers)
                 l1, doubt = take_one(l1, doubt, i + near, at, layout, writing, scale, numbers)
@@ -389,8 +409,8 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
 
     Lane j of the products is that of thread j; float64 has 64, of which thread j has j and j + 32 too.
     """
-    masked, derive, derived = masked_of(spec), one_of(spec), spec.derived
-    x1, y1, _, _, _, m1, *_ = Operands.of(spec, 1)
+    masked, element, derived = masked_of(spec), element_of(spec), spec.derived
+    x1, y1, _, _, g1, m1, _, gradient1, hessian1 = Operands.of(spec, 1)
     wide = spec.computed == "float64"
     zero, one = np.dtype(spec.computed).type(0.0), np.dtype(spec.computed).type(1.0)
     bits_of, U = (bits_of_float64, U64) if wide else (bits_of_float32, U32)
@@ -398,14 +418,20 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
     least_exponent = 1023 - (143 if wide else 126)
     least_sum = LEAST_HARD_SUM_64 if wide else LEAST_HARD_SUM_32
     depth = DEPTH_64 if wide else DEPTH_32
-    step = 64 if wide else 32
+    step, ahead = 64 if wide else 32, spec.ahead
 
     @device
-    def factor(checks, i, at, layout, scale, numbers):
+    def read(at, i, layout):
+        return x1(at, i, layout)[0], y1(at, i, layout)[0], g1(at, i, layout)[0], m1(at, i, layout)[0]
+
+    @device
+    def factor(checks, i, operands, at, layout, scale, numbers):
         correction, largest, soft = checks
-        x, y, mask = x1(at, i, layout)[0], y1(at, i, layout)[0], m1(at, i, layout)[0]
+        x, y, g, mask = operands
         if derived:
-            derive(at, i, layout, 1.0, scale, numbers)
+            _, gradient, hessian = element(x, y, 1.0, 1.0, g, mask, 1.0, scale, numbers)
+            gradient1(at, i, layout, (gradient,))
+            hessian1(at, i, layout, (hessian,))
         x, y, _ = masked(x, y, 1.0, mask)
         largest = max(largest, bits_of(x))
         c = one - y
@@ -416,11 +442,11 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
         return d, (correction, largest, soft)
 
     @device
-    def times_two(state, i, at, layout, scale, numbers):
+    def times_two(state, i, first, second, at, layout, scale, numbers):
         """Two factors, of float32 at once, as on the CPU."""
         product, correction, largest, soft = state
-        d, checks = factor((correction, largest, soft), i, at, layout, scale, numbers)
-        other, checks = factor(checks, i + step, at, layout, scale, numbers)
+        d, checks = factor((correction, largest, soft), i, first, at, layout, scale, numbers)
+        other, checks = factor(checks, i + step, second, at, layout, scale, numbers)
         correction, largest, soft = checks
         return product * d * other if wide else product * (d * other), correction, largest, soft
 
@@ -430,9 +456,9 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
         product, correction, largest, soft = state
         d, other, checks = 1.0, 1.0, (correction, largest, soft)
         if i < stop:
-            d, checks = factor(checks, i, at, layout, scale, numbers)
+            d, checks = factor(checks, i, read(at, i, layout), at, layout, scale, numbers)
         if i + step < stop:
-            other, checks = factor(checks, i + step, at, layout, scale, numbers)
+            other, checks = factor(checks, i + step, read(at, i + step, layout), at, layout, scale, numbers)
         correction, largest, soft = checks
         return product * d * other if wide else product * (d * other), correction, largest, soft
 
@@ -455,9 +481,29 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
     down = _down(join, shuffled)
 
     @device
-    def factors(state, i, at, layout, scale, numbers):
-        state = times_two(state, i, at, layout, scale, numbers)
-        return times_two(state, i + 2 * step, at, layout, scale, numbers)
+    def read_row(at, i, layout):
+        low = read(at, i, layout), read(at, i + 32, layout), read(at, i + 64, layout), read(at, i + 96, layout)
+        i += 128
+        return low, (read(at, i, layout), read(at, i + 32, layout), read(at, i + 64, layout), read(at, i + 96, layout))
+
+    @device
+    def factors(state, i, a, b, c, d, at, layout, scale, numbers):
+        state = times_two(state, i, a, b, at, layout, scale, numbers)
+        return times_two(state, i + 2 * step, c, d, at, layout, scale, numbers)
+
+    @device
+    def times_row(lanes, tiny, i, low, high, at, layout, scale, numbers):
+        """Both products of the thread, with their exponents, times the factors of a row."""
+        (state, exponent), (other, other_exponent) = lanes
+        if wide:
+            state = factors(state, i, low[0], low[2], high[0], high[2], at, layout, scale, numbers)
+            other = factors(other, i + 32, low[1], low[3], high[1], high[3], at, layout, scale, numbers)
+            other, other_exponent, tiny = renormalised(other, other_exponent, tiny)
+        else:
+            state = factors(state, i, low[0], low[1], low[2], low[3], at, layout, scale, numbers)
+            state = factors(state, i + 128, high[0], high[1], high[2], high[3], at, layout, scale, numbers)
+        state, exponent, tiny = renormalised(state, exponent, tiny)
+        return ((state, exponent), (other, other_exponent)), tiny
 
     @device
     def factors_left(state, i, stop, at, layout, scale, numbers):
@@ -476,17 +522,21 @@ def _sum_of_hard_labels(spec: Spec) -> Any:
             return F64(np.nan), True
         state = (1.0 + F64(thread) / 64.0 if wide else 1.0, 0.0, U(0), U(0))
         other = (1.0 + F64(thread + I64(32)) / 64.0 if wide else 1.0, 0.0, U(0), U(0))
-        exponent, other_exponent, tiny = I64(0), I64(0), False
+        lanes, tiny = ((state, I64(0)), (other, I64(0))), False
         i = I64(begin + thread)
-        for _ in range(count // LANES):
-            state = factors(state, i, at, layout, scale, numbers)
-            if wide:
-                other = factors(other, i + 32, at, layout, scale, numbers)
-                other, other_exponent, tiny = renormalised(other, other_exponent, tiny)
-            else:
-                state = factors(state, i + 128, at, layout, scale, numbers)
-            state, exponent, tiny = renormalised(state, exponent, tiny)
+        whole = I64(i + (count & I64(-LANES)))
+        if ahead and i < whole:
+            low, high = read_row(at, i, layout)
+            while i < whole:
+                next_low, next_high = read_row(at, i + LANES if i + LANES < whole else i, layout)
+                lanes, tiny = times_row(lanes, tiny, i, low, high, at, layout, scale, numbers)
+                low, high = next_low, next_high
+                i += LANES
+        while not ahead and i < whole:
+            low, high = read_row(at, i, layout)
+            lanes, tiny = times_row(lanes, tiny, i, low, high, at, layout, scale, numbers)
             i += LANES
+        (state, exponent), (other, other_exponent) = lanes
         if i - thread < stop:  # a row that is not full
             state = factors_left(state, i, stop, at, layout, scale, numbers)
             state, exponent, tiny = renormalised(state, exponent, tiny)

@@ -50,9 +50,21 @@ NAME = "nbbce_kernel"
 CHECK = 32  # bytes of the digest that a file begins with: of what a crash has left, a driver would make an error
 
 # Thread blocks that a multiprocessor is to run at once, which bounds the registers of a thread: 72 with seven, 96 with
-# five, 128 with four.  A kernel that does not fit is linked once more with as many as it needs, so that none keeps a
-# register in memory.
+# five, 128 with four, 168 with three.  On an H100 these were the fastest of three to five for sums: of logits and of
+# gradients some registers more are worth more than a thread block.  A kernel that does not fit is linked once more with
+# as many as it needs, so that none keeps a register in memory.
 BLOCKS_OF_EACH, BLOCKS_OF_SUM, BLOCKS_OF_FLOAT64, FEWEST_BLOCKS = 7, 5, 4, 2
+
+
+def blocks_of(spec: Spec) -> int:
+    """Thread blocks of a kernel that a multiprocessor is to run at once."""
+    if spec.family == "focal_":
+        return FEWEST_BLOCKS  # two links of 5 s each would be one too many
+    if spec.computed == "float64":
+        return BLOCKS_OF_FLOAT64
+    if spec.task == "sum":
+        return BLOCKS_OF_SUM - spec.derived - (spec.family == "logits_")
+    return BLOCKS_OF_SUM if spec.task in ("rows", "columns") else BLOCKS_OF_EACH
 
 
 def signature(spec: Spec) -> tuple[Any, ...]:
@@ -80,9 +92,6 @@ def _load_registries() -> None:
 
 def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
     """The PTX of a kernel for a compute capability.  Needs no device and no driver."""
-    blocks = BLOCKS_OF_SUM if spec.task in ("sum", "rows", "columns") else BLOCKS_OF_EACH
-    blocks = BLOCKS_OF_FLOAT64 if spec.computed == "float64" else blocks
-    blocks = FEWEST_BLOCKS if spec.family == "focal_" else blocks  # two links of 5 s each would be one too many
     # numba-cuda asks the current device for its capability when a kernel calls a function, even if it is told one.
     pretended = python_types.SimpleNamespace(compute_capability=capability, supports_bfloat16=True, id=0)
     with _compiling, mock.patch.object(dispatcher, "get_current_device", lambda: pretended):
@@ -96,7 +105,7 @@ def ptx_of(spec: Spec, capability: tuple[int, int]) -> str:
             device=False,
             abi="numba",
             cc=capability,
-            launch_bounds=(THREADS, blocks),
+            launch_bounds=(THREADS, blocks_of(spec)),
         )
         # NVVM contracts a * b + c to an fma unless told not to, and then the bits would not be those of the CPU.
         library._nvvm_options["fma"] = False

@@ -23,9 +23,11 @@ from nbbce._generated_cuda import BLOCK, LEAST_SCALE, MOST_SCALE, PIECE
 
 compiler: Any = import_module("nbbce._simulate_cuda" if config.ENABLE_CUDASIM else "nbbce._compile_cuda")
 
-# Thread blocks of a multiprocessor for elements, more than run at once, so that none waits for the slowest; of a sum,
-# whose blocks go through the array in step, there are as many as run at once.
-EACH_GRID = 32
+# Thread blocks of a multiprocessor for elements: as many as it takes, so that they come to memory in order.  On an H100
+# losses of float32 then have 1.02 times the speed of a copy; 0.99 with 128, which go on by steps, and 0.97 with 32.
+# Where a thread has little to write, of 16 bits or one element at a time, what it does before it begins counts: of
+# bfloat16 they have 0.79 of it, and 0.92 with 128.  Of a sum there are as many as run at once.
+WHOLE_GRID, STEPPING_GRID = 2**23, 128
 # Room for the lanes of columns, in shared memory: 10 KiB for those of up to 256, else 40.
 ROOMS_OF_LANES = (256, 1024)
 NOWHERE = 2**63 - 1  # the index that a check starts from
@@ -193,7 +195,8 @@ class _Launch:
             )
             kernel = compiler.loaded(spec, self.device)
             in_step = task in ("sum", "count", "rows", "columns")
-            resident = compiler.resident(kernel, THREADS) if in_step else EACH_GRID
+            stepping = STEPPING_GRID if spec.width == 1 or "16" in spec.input.kind else WHOLE_GRID
+            resident = compiler.resident(kernel, THREADS) if in_step else stepping
             known = remember(_kernels, key, (kernel, spec.at_once * spec.width, resident, strides), MOST_REMEMBERED)
         return known
 

@@ -144,6 +144,16 @@ class Spec(NamedTuple):
         return self.task == "sum" and short and not (self.family or self.shares or self.weight)
 
     @property
+    def ahead(self) -> bool:
+        """Whether a sum reads a row of lanes before it computes the one above it, and memory answers meanwhile.
+
+        On an H100 value and gradient have 0.93 of a copy's speed with that, and 0.77 without; a plain sum of float32
+        has 0.93 and 0.92, for three instructions an element more.
+        """
+        worth_it = self.derived or bool(self.family) or "16" in self.input.kind
+        return self.task == "sum" and self.width == 4 and worth_it
+
+    @property
     def by_products(self) -> bool:
         """Whether a block may be summed by a product."""
         if self.task in AXIS_NUMBERS:
