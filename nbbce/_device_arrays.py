@@ -129,6 +129,14 @@ class DeviceArray:
             self.address, shape, strides, self.dtype, self.device, self.library, self.owner, self.readonly
         )
 
+    def moved(self, address: int, owner: Any) -> DeviceArray:
+        """An array elsewhere that lies as this one does."""
+        moved = DeviceArray.__new__(DeviceArray)  # what it is made from, and a look for the footprint, take 0.4 us more
+        moved.address, moved.shape, moved.strides, moved.dtype = address, self.shape, self.strides, self.dtype
+        moved.device, moved.library, moved.owner, moved.readonly = self.device, self.library, owner, self.readonly
+        moved.footprint = self.footprint
+        return moved
+
     @property
     def is_aligned(self) -> bool:
         """Whether each element starts at a multiple of its size: a device cannot read it otherwise."""
@@ -153,6 +161,10 @@ class Library:
     def address(self, array: Any) -> int:
         """Where the array begins."""
         return self.view(array).address
+
+    def signature(self, array: Any) -> tuple[Any, ...] | None:
+        """All that decides a view but where the array begins; None if that cannot be told sooner than by a view."""
+        return None
 
     def stream(self, device: int) -> int:
         """Handle of the stream that the caller works on."""
@@ -186,6 +198,8 @@ class Torch(Library):
         self.torch = torch
         self._numpy_dtypes: dict[Any, np.dtype[Any]] = {}
         self._dtypes: dict[np.dtype[Any], Any] = {}
+        # A handle, without an object for it that takes 1 us; it is not for the public, and may go.
+        self._handle = getattr(getattr(torch, "_C", None), "_cuda_getCurrentRawStream", None)
 
     def _numpy_dtype(self, dtype: Any) -> np.dtype[Any]:
         known = self._numpy_dtypes.get(dtype)
@@ -199,6 +213,8 @@ class Torch(Library):
         return known
 
     def view(self, array: Any) -> DeviceArray:
+        if array.is_neg():  # as the imaginary part of a conjugate
+            raise TypeError("one whose sign is not yet in memory (see torch.Tensor.resolve_neg)")
         dtype = self._numpy_dtype(array.dtype)
         strides = _in_bytes(array.stride(), dtype.itemsize)
         return DeviceArray(array.data_ptr(), tuple(array.shape), strides, dtype, array.device.index, self, array)
@@ -206,7 +222,16 @@ class Torch(Library):
     def address(self, array: Any) -> int:
         return int(array.data_ptr())
 
+    def signature(self, array: Any) -> tuple[Any, ...] | None:
+        try:
+            strides = array.stride()
+        except RuntimeError:  # of a sparse tensor
+            return None
+        return array.dtype, array.shape, strides, array.get_device(), array.data_ptr() & 15, array.is_neg()
+
     def stream(self, device: int) -> int:
+        if self._handle is not None:
+            return int(self._handle(device))
         return int(self.torch.cuda.current_stream(device).cuda_stream)
 
     def on_stream(self, stream: int, device: int) -> AbstractContextManager[Any]:
@@ -226,9 +251,11 @@ class Torch(Library):
         return known
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
+        owner = like.owner
         if shape == like.shape:
-            return self.torch.empty_like(like.owner.detach(), dtype=self._dtype(dtype))
-        return self.torch.empty(shape, dtype=self._dtype(dtype), device=like.owner.device)
+            own = owner if type(owner) is self.torch.Tensor else owner.detach()
+            return self.torch.empty_like(own, dtype=self._dtype(dtype))
+        return self.torch.empty(shape, dtype=self._dtype(dtype), device=owner.device)
 
     def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
         return self.torch.full(shape, value, dtype=self._dtype(dtype), device=like.owner.device)
@@ -249,6 +276,9 @@ class Cupy(Library):
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
+
+    def signature(self, array: Any) -> tuple[Any, ...] | None:
+        return array.dtype, array.shape, array.strides, array.device.id, array.data.ptr & 15
 
     def stream(self, device: int) -> int:
         with self.cupy.cuda.Device(device):
@@ -383,15 +413,14 @@ def is_available() -> bool:
 
 
 _libraries: dict[str, Library] = {}
-
-
-_library_of_type: dict[type, Library] = {}
+library_of_type: dict[type, Library] = {}
+"""Of the types that were met so far."""
 
 
 def library_of(array: Any) -> Library:
     """The library that an array on a device belongs to."""
     kind = type(array)
-    known = _library_of_type.get(kind)
+    known = library_of_type.get(kind)
     if known is not None:
         return known
     if array_api_compat.is_torch_array(array):
@@ -406,7 +435,7 @@ def library_of(array: Any) -> Library:
     else:
         name = kind.__module__.split(".")[0]
         found = _libraries.get(name) or _libraries.setdefault(name, Exchanged(name))
-    _library_of_type[kind] = found
+    library_of_type[kind] = found
     return found
 
 

@@ -187,8 +187,8 @@ class Tensor:
 
     is_cuda = True
 
-    def __init__(self, array, device=0, dtype=None, requires_grad=False):
-        self.array, self.requires_grad = array, requires_grad
+    def __init__(self, array, device=0, dtype=None, requires_grad=False, negative=False):
+        self.array, self.requires_grad, self.negative = array, requires_grad, negative
         self.shape, self.device = array.shape, SimpleNamespace(index=device, type="cuda")
         self.dtype = f"torch.{dtype or array.dtype.name}"  # what the dtypes of PyTorch are printed as
 
@@ -201,6 +201,12 @@ class Tensor:
 
     def data_ptr(self):
         return self.array.__array_interface__["data"][0]
+
+    def get_device(self):
+        return self.device.index
+
+    def is_neg(self):
+        return self.negative
 
 
 class CupyArray:
@@ -227,7 +233,7 @@ def libraries(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(device_arrays, "is_available", lambda: True)
-    kept = (device_arrays._libraries, device_arrays._library_of_type, _arrays.device_types)
+    kept = (device_arrays._libraries, device_arrays.library_of_type, _arrays.device_types)
     copies = [dict(one) for one in kept]
     yield
     for one, copy in zip(kept, copies, strict=True):
