@@ -34,6 +34,7 @@ def pretend() -> None:
     """Let tensors of the host pass for tensors of a device."""
     stream = SimpleNamespace(cuda_stream=0)
     torch.cuda.current_stream = lambda device=None: stream  # type: ignore[assignment]
+    torch.cuda.is_current_stream_capturing = lambda: False
     view = _device_arrays.Torch.view
 
     def of_first_device(self: Any, array: Any) -> Any:

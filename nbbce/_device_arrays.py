@@ -198,7 +198,8 @@ class Torch(Library):
         self.torch = torch
         self._numpy_dtypes: dict[Any, np.dtype[Any]] = {}
         self._dtypes: dict[np.dtype[Any], Any] = {}
-        # A handle, without an object for it that takes 1 us; it is not for the public, and may go.
+        self._scalars: dict[tuple[np.dtype[Any], int], Any] = {}
+        # A handle, without an object for it that takes 2 us; it is not for the public, and may go.
         self._handle = getattr(getattr(torch, "_C", None), "_cuda_getCurrentRawStream", None)
 
     def _numpy_dtype(self, dtype: Any) -> np.dtype[Any]:
@@ -216,7 +217,10 @@ class Torch(Library):
         if array.is_neg():  # as the imaginary part of a conjugate
             raise TypeError("one whose sign is not yet in memory (see torch.Tensor.resolve_neg)")
         dtype = self._numpy_dtype(array.dtype)
-        strides = _in_bytes(array.stride(), dtype.itemsize)
+        try:
+            strides = _in_bytes(array.stride(), dtype.itemsize)
+        except RuntimeError:
+            raise TypeError("one that has no strides, as sparse tensors") from None
         return DeviceArray(array.data_ptr(), tuple(array.shape), strides, dtype, array.device.index, self, array)
 
     def address(self, array: Any) -> int:
@@ -255,7 +259,14 @@ class Torch(Library):
         if shape == like.shape:
             own = owner if type(owner) is self.torch.Tensor else owner.detach()
             return self.torch.empty_like(own, dtype=self._dtype(dtype))
-        return self.torch.empty(shape, dtype=self._dtype(dtype), device=owner.device)
+        if shape == ():
+            scalar = self._scalars.get((dtype, like.device))
+            if scalar is not None:  # 2.4 us on an H100's host, and 4.3 for what follows
+                return self.torch.empty_like(scalar)
+        array = self.torch.empty(shape, dtype=self._dtype(dtype), device=owner.device)
+        if shape == () and not self.torch.cuda.is_current_stream_capturing():  # a graph's memory goes with it
+            self._scalars[dtype, like.device] = self.torch.empty_like(array)
+        return array
 
     def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
         return self.torch.full(shape, value, dtype=self._dtype(dtype), device=like.owner.device)

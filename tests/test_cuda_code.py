@@ -368,6 +368,24 @@ def test_ptx_is_the_same_in_two_processes():
     assert printed("2") == first
 
 
+WITHOUT_A_NAME = """
+import numba.np.arrayobj  # which looks for the name by NumPy's version
+import numpy as np
+vars(np).pop("row_stack", None)
+import device_code
+from nbbce._compile_cuda import ptx_of
+print(len(ptx_of(device_code.specs()["each: loss, float32"], (8, 0))) > 1000, hasattr(np, "row_stack"))
+"""
+
+
+@needs_compiler
+def test_kernel_compiles_with_numpy_2_5_which_has_a_name_less():
+    environment = os.environ | {"PYTHONPATH": f"{PACKAGE.parent}{os.pathsep}{Path(__file__).parent}"}
+    command = [sys.executable, "-c", WITHOUT_A_NAME]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
 @pytest.fixture
 def compilations(monkeypatch, tmp_path):
     """An empty folder of kernels, and a list that grows by the name of each that is compiled."""

@@ -4,6 +4,9 @@ It is the text that the linker makes machine code of, where Numba's simulator ru
 conversions, the order of operations, and threads of several warps are those of a device.
 """
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import test_cuda_code
@@ -31,7 +34,7 @@ if not test_cuda_code.MISSING:
     import ptx_device
     from ptx_device import place
 
-    from nbbce import _axes_cuda, _cuda
+    from nbbce import _axes_cuda, _call, _cuda
 
 
 @pytest.fixture(scope="module")
@@ -490,3 +493,90 @@ def test_accesses_are_tallied(body, issued, fetched, turns, least):
 def test_arguments_that_the_kernel_does_not_take_are_a_fault(arguments):
     with pytest.raises(ptx.Fault, match="takes"):
         launched("", arguments=arguments)
+
+
+# ----------------------------------------------------------------------------------------------- calls like one before
+@pytest.fixture
+def no_check(monkeypatch):
+    """Lets checks of arrays fail once it is called."""
+
+    def refuse(function, name, value):
+        raise AssertionError(f"{name} was checked")
+
+    return lambda: monkeypatch.setattr(_call, "_array", refuse)
+
+
+@pytest.mark.parametrize("options", [NONE, SUM, {}, {"validate": False}], ids=str)
+@pytest.mark.parametrize("function", [LOSS, GRADIENT, BOTH, OF_LOGITS, WITH_HESSIAN])
+def test_plain_call_like_one_before_is_not_checked_again_and_has_the_bits_of_the_cpu(
+    device, function, options, no_check
+):
+    pairs = [pair((37, 50), of=function) for _ in range(2)]
+    pairs[1] = tuple(aligned(array[::-1]) for array in pairs[1])
+    expected = [as_tuple(function(x, y, **(options | {"validate": False}))) for x, y in pairs]
+    placed = [tuple(map(place, arrays)) for arrays in pairs]
+    function(*placed[0], **options)
+    no_check()
+    for arrays, wanted in zip(placed, expected, strict=True):
+        for one, other in zip(as_tuple(function(*arrays, **options)), wanted, strict=True):
+            assert_same_bits(one.copy_to_host(), np.asarray(other))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: ((x, y), {"reduction": "sum"}),
+        lambda x, y: ((x, y, 1.0), {}),
+        lambda x, y: ((x, y), {"validate": True}),
+        lambda x, y: ((x, y), {"stream": 0}),
+        lambda x, y: ((x, y), {"label_smoothing": 0.1}),
+        lambda x, y: ((x[:-1], y[:-1]), {}),
+        lambda x, y: ((x, place(np.zeros((8, 6), bool))), {}),
+        lambda x, y: ((place(np.zeros((8, 6))), y), {}),
+        lambda x, y: ((place(np.zeros((6, 8), "f4").T), y), {}),
+        lambda x, y: ((place(misaligned(np.zeros((8, 6), "f4"))), y), {}),
+        lambda x, y: ((x, np.zeros((8, 6), "f4")), {}),
+        lambda x, y: ((x, y), {"reduction": ["mean"]}),
+    ],
+    ids="reduction weight validate stream smoothing shape target input order alignment host wrong".split(),
+)
+def test_call_that_differs_from_one_before_is_checked(device, change, no_check):
+    x, y = map(place, pair((8, 6)))
+    LOSS(x, y)
+    arrays, options = change(x, y)
+    no_check()
+    with pytest.raises(AssertionError, match="was checked"):
+        LOSS(*arrays, **options)
+    with pytest.raises(AssertionError, match="was checked"):
+        OF_LOGITS(x, y)
+
+
+def test_call_like_one_before_whose_result_lies_otherwise_has_the_bits_of_the_cpu(device, monkeypatch):
+    x, y = pair((37, 50))
+    a, b = place(x), place(y)
+    LOSS(a, b, **NONE)
+    kernels = len(_cuda._kernels)
+    monkeypatch.setattr(ptx_device.Ours, "empty", lambda self, shape, *_: place(misaligned(np.zeros(shape, "f4"))))
+    assert_same_bits(LOSS(a, b, **NONE).copy_to_host(), LOSS(x, y, **NONE))
+    assert len(_cuda._kernels) == kernels + 1
+
+
+def test_no_array_is_kept_by_what_is_remembered_of_calls(device):
+    x, y = map(place, pair((37, 50)))
+    kept = [weakref.ref(array) for array in (x, y, *BOTH(x, y, **NONE), *BOTH(x, y, **NONE))]
+    del x, y
+    gc.collect()
+    assert [array() for array in kept] == [None] * 6
+
+
+def test_losses_have_as_many_thread_blocks_as_it_takes_but_those_of_16_bits(device, monkeypatch):
+    grids = []
+    run = device.run
+    monkeypatch.setattr(
+        device, "run", lambda *arguments: grids.append(arguments[3]) or run(*arguments[:3], 1, *arguments[4:])
+    )
+    monkeypatch.setattr(_cuda, "STEPPING_GRID", 3)
+    for dtype, count in (("float32", 13), ("float64", 26), ("float16", 3), ("bfloat16", 3)):
+        # A thread takes eight float32, four float64; 12988 elements are those of 1624 and of 3247 threads, 128 a block.
+        agree(LOSS, *pair(dtype=dtype), **NONE)
+        assert grids.pop() == count

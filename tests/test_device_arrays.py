@@ -283,6 +283,41 @@ def test_tensor_of_a_dtype_that_numpy_has_not_is_a_type_error(calls):
         nbbce.binary_cross_entropy(x, x)
 
 
+def test_tensor_that_is_not_in_memory_as_it_is_seen_is_a_type_error(calls, monkeypatch):
+    y = Tensor(np.ones(3, "f4"))
+    message = r"\Abinary_cross_entropy: 'input' must be an array that can be read in place; got one "
+    with pytest.raises(
+        TypeError, match=message + r"whose sign is not yet in memory \(see torch\.Tensor\.resolve_neg\)\Z"
+    ):
+        nbbce.binary_cross_entropy(Tensor(np.ones(3, "f4"), negative=True), y)
+
+    def stride():
+        raise RuntimeError("sparse tensors do not have strides")
+
+    sparse = Tensor(np.ones(3, "f4"))
+    monkeypatch.setattr(sparse, "stride", stride)
+    with pytest.raises(TypeError, match=message + r"that has no strides, as sparse tensors\Z"):
+        nbbce.binary_cross_entropy(sparse, y)
+    assert device_arrays.library_of(sparse).signature(sparse) is None
+
+
+def test_scalars_of_pytorch_are_made_like_one_that_is_kept_but_in_a_graph(libraries):
+    import torch
+
+    made, capturing = [], [True]
+    torch.empty = lambda shape, dtype, device: made.append("empty") or Tensor(np.zeros(shape, dtype[6:]))
+    torch.empty_like = lambda tensor: made.append("like") or Tensor(np.zeros_like(tensor.array))
+    torch.float32, torch.float64 = "torch.float32", "torch.float64"
+    torch.cuda.is_current_stream_capturing = lambda: capturing[0]
+    like = device_arrays.view(Tensor(np.zeros(3, "f4")))
+    empty = like.library.empty
+    for dtype in ("float32", "float32", "float64", "float32"):
+        assert empty((), np.dtype(dtype), like, 0).array.dtype == dtype
+        capturing[0] = False
+    # Nothing is kept of the first, which is of a graph; what is kept is a scalar of its own, which nobody writes.
+    assert made == ["empty", "empty", "like", "empty", "like", "like"]
+
+
 def pair(make, device=0):
     return make(np.full((2, 3), 0.5, "f4"), device), make(np.ones((2, 3), "f4"), device)
 
@@ -471,12 +506,15 @@ x, y = np.array([0.5, 0.5]), np.array([0, 1])
 """
 
 
+WITH_NUMPY_2_5 = ("-W", "ignore:The 'generic' unit:DeprecationWarning")  # while numba-cuda 0.30.4 is imported
+
+
 def printed(code, *blocked):
     """What a process prints in which some packages are not installed and there is no driver."""
     environment = os.environ | {"PYTHONPATH": str(Path(package).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("NUMBA_ENABLE_CUDASIM", None)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PRELUDE.format(blocked=blocked) + code],
+        [sys.executable, "-W", "error", *WITH_NUMPY_2_5, "-c", PRELUDE.format(blocked=blocked) + code],
         env=environment,
         capture_output=True,
         text=True,

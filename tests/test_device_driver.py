@@ -40,6 +40,44 @@ def test_arrays_of_numba_and_those_that_offer_themselves_pass_their_tests():
     assert re.search(r"^12 passed", text, re.MULTILINE), text
 
 
+EXCHANGED = """
+import os
+
+import ptx_driver
+
+ptx_driver.install()
+import cuda.bindings.driver as driver
+import numpy as np
+
+import nbbce
+
+driver.cuInit(0)
+_, context = driver.cuDevicePrimaryCtxRetain(0)
+driver.cuCtxSetCurrent(context)
+
+
+class Array:
+    def __init__(self, values):
+        _, self.memory = driver.cuMemAlloc(values.nbytes)
+        driver.cuMemcpyHtoD(self.memory, values.ctypes.data, values.nbytes)
+        self.__cuda_array_interface__ = {
+            "shape": values.shape, "typestr": values.dtype.str, "data": (int(self.memory), False), "version": 3
+        }
+
+
+x, y = np.linspace(0, 1, 5000, dtype="f4"), np.ones(5000, "f4")
+for reduction in ("none", "mean"):
+    got = nbbce.binary_cross_entropy(Array(x), Array(y), reduction=reduction).fetched()
+    print(np.array_equal(got, nbbce.binary_cross_entropy(x, y, reduction=reduction)), flush=True)
+os._exit(0)  # what is freed later would ask functions of Python that are gone
+"""
+
+
+def test_memory_is_found_where_a_library_has_made_the_device_current_and_told_nobody():
+    # As JAX does; cuda.core refused then to allocate on a device that it had not been asked for.
+    assert output_of("-c", EXCHANGED).split() == ["True", "True"]
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [

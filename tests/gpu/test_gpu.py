@@ -107,6 +107,9 @@ class Numba:
 
     def __init__(self):
         self.module = importlib.import_module("numba.cuda")
+        from nbbce import _compile_cuda
+
+        _compile_cuda._load_registries()  # without which it transposes nothing with NumPy 2.5
 
     def place(self, array):
         try:
