@@ -51,8 +51,8 @@ CHECK = 32  # bytes of the digest that a file begins with: of what a crash has l
 
 # Thread blocks that a multiprocessor is to run at once, which bounds the registers of a thread: 72 with seven, 96 with
 # five, 128 with four, 168 with three.  On an H100 these were the fastest of three to five for sums: of logits and of
-# gradients some registers more are worth more than a thread block.  A kernel that does not fit is linked once more with
-# as many as it needs, so that none keeps a register in memory.
+# gradients some registers more are worth more than a thread block.  A kernel that does not fit is linked again with one
+# fewer, so that none keeps a register in memory.
 BLOCKS_OF_EACH, BLOCKS_OF_SUM, BLOCKS_OF_FLOAT64, FEWEST_BLOCKS = 7, 5, 4, 2
 
 
@@ -119,9 +119,9 @@ def code_of(ptx: str, capability: tuple[int, int]) -> bytes:
     options = LinkerOptions(arch=f"sm_{capability[0]}{capability[1]}", ptxas_options=["-v"])
     linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
     code = bytes(linker.link("cubin").code)
-    fewest = re.sub(r"\.minnctapersm \d+", f".minnctapersm {FEWEST_BLOCKS}", ptx)
-    if fewest != ptx and not re.search(r"\b0 bytes stack frame", linker.get_info_log()):
-        return code_of(fewest, capability)
+    (blocks,) = map(int, re.findall(r"\.minnctapersm (\d+)", ptx))
+    if blocks > FEWEST_BLOCKS and not re.search(r"\b0 bytes stack frame", linker.get_info_log()):
+        return code_of(ptx.replace(f".minnctapersm {blocks}", f".minnctapersm {blocks - 1}"), capability)
     return code
 
 

@@ -28,9 +28,9 @@ compiler: Any = import_module("nbbce._simulate_cuda" if config.ENABLE_CUDASIM el
 # Thread blocks of a multiprocessor for elements: as many as it takes, so that they come to memory in order.  On an H100
 # losses of float32 then have 1.02 times the speed of a copy; 0.99 with 128, which go on by steps, and 0.97 with 32.
 # Where a thread has little to write, of 16 bits or one element at a time, what it does before it begins counts: of
-# bfloat16 they have 0.79 of it, and 0.92 with 128.  Of a sum along axes there are as many as run at once, of others
-# four times as many, so that one which is late holds few back (1 to 2 % for soft labels and gradients).
-WHOLE_GRID, STEPPING_GRID, ROUNDS_OF_SUM = 2**23, 128, 4
+# bfloat16 they have 0.79 of it, and 0.92 with 128.  Of a sum there are as many as run at once: of four times as many,
+# soft labels took 1 % less and labels 0/1 as long.
+WHOLE_GRID, STEPPING_GRID = 2**23, 128
 # Room for the lanes of columns, in shared memory: 10 KiB for those of up to 256, else 40.
 ROOMS_OF_LANES = (256, 1024)
 NOWHERE = 2**63 - 1  # the index that a check starts from
@@ -212,8 +212,7 @@ class _Launch:
             kernel = compiler.loaded(spec, self.device)
             in_step = task in ("sum", "count", "rows", "columns")
             stepping = STEPPING_GRID if spec.width == 1 or "16" in spec.input.kind else WHOLE_GRID
-            rounds = ROUNDS_OF_SUM if task == "sum" else 1
-            resident = rounds * compiler.resident(kernel, THREADS) if in_step else stepping
+            resident = compiler.resident(kernel, THREADS) if in_step else stepping
             known = remember(_kernels, key, (kernel, spec.at_once * spec.width, resident, strides), MOST_REMEMBERED)
         return known
 
