@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
             "asv_benchmarks/speed-znver4.json",
         ),
         ("asv_benchmarks/accuracy.py", "--markdown"),
-        ("tools/sass.py", "--markdown", "asv_benchmarks/device_model.json"),
+        ("asv_benchmarks/device.py", "asv_benchmarks/device-h100.json"),
     ],
-    ids=["speed", "accuracy", "device model"],
+    ids=["speed", "accuracy", "device"],
 )
 def test_table_in_the_readme_is_what_the_committed_figures_say(command):
     script, *arguments = command

@@ -1,7 +1,6 @@
 """Machine code of a device kernel, taken apart: what its loops are made of, and how near to memory speed they can be.
 
-    python tools/sass.py --json FILE            figures of the main kernels, by model: no device is needed
-    python tools/sass.py --markdown FILE        print kept figures as the rows of README's table
+    python tools/sass.py        the main kernels, by model: no device is needed
 
 Needs nvdisasm (the package nvidia-cuda-nvdisasm).  The model: an element takes as long as the pipe that it keeps
 busiest, or the scheduler; a loop is as near to memory speed as that time allows.  It knows nothing of latencies.
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -181,15 +179,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Make the figures, or print those that are kept."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the figures in FILE, and compile nothing")
-    arguments = parser.parse_args()
-    rows = json.loads(arguments.markdown.read_text(encoding="utf-8")) if arguments.markdown else rows_of_table()
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(markdown(rows))
+    """Make the figures and print them."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    print(markdown(rows_of_table()))
     return 0
 
 
