@@ -306,11 +306,11 @@ def _device_out(
     function: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Any]
 ) -> DeviceArray:
     """The same on a device."""
-    from nbbce._device_arrays import overlap, view
+    from nbbce._device_arrays import overlap
 
     if not is_on_device(out):
         raise TypeError(f"{function}: {name!r} must be an array on the device of 'input'; got {_describe(out)}")
-    array, x = view(out), inputs["input"]
+    array, x = cast(Any, _device_array(function, name, out)), inputs["input"]
     if array.library is not x.library or array.device != x.device:
         raise TypeError(
             f"{function}: {name!r} must be an array of {x.library.name} on device {x.device}; "
@@ -320,14 +320,13 @@ def _device_out(
         raise TypeError(f"{function}: {name!r} must have dtype {dtype}; got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{function}: {name!r} must have shape {shape}; got {array.shape}")
-    _check_aligned(function, name, array)
     if array.readonly:
         raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
     _check_repeats(function, name, array)
     for other, operand in inputs.items():
         if operand is not None and overlap(array, operand):
             raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")
-    return array
+    return cast("DeviceArray", array)
 
 
 def _stream(function: str, value: Any) -> int:

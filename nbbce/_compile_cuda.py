@@ -17,7 +17,7 @@ import threading
 import types as python_types
 from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def on_device(index: int) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _made_current(index: int) -> Iterator[None]:
-    """The same where another device is current, or none, or this one but of a library: cuda.core wants to be asked."""
+    """The same where another device is current, or none, or this one, made so by a library: cuda.core wants to know."""
     error, before = driver.cuCtxGetCurrent()
     Device(index).set_current()
     try:
@@ -219,7 +219,7 @@ def _stream(device: int, handle: int) -> Stream:
     return Stream.from_handle(handle or 1)
 
 
-@cache
+@lru_cache(maxsize=1000)  # of each size of losses there is one
 def _config(grid: int, threads: int) -> LaunchConfig:
     return LaunchConfig(grid=grid, block=threads)
 

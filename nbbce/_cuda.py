@@ -30,7 +30,7 @@ compiler: Any = import_module("nbbce._simulate_cuda" if config.ENABLE_CUDASIM el
 # Where a thread has little to write, of 16 bits or one element at a time, what it does before it begins counts: of
 # bfloat16 they have 0.79 of it, and 0.92 with 128.  Of a sum there are as many as run at once: of four times as many,
 # soft labels took 1 % less and labels 0/1 as long.
-WHOLE_GRID, STEPPING_GRID = 2**23, 128
+WHOLE_GRID, STEPPING_GRID = 2**23, 128  # all in all fewer than 2^31, which is the most, with up to 255 multiprocessors
 # Room for the lanes of columns, in shared memory: 10 KiB for those of up to 256, else 40.
 ROOMS_OF_LANES = (256, 1024)
 NOWHERE = 2**63 - 1  # the index that a check starts from
@@ -403,7 +403,8 @@ def _run_checked(call: Call) -> tuple[Any, Any]:
 def _remember_plain(call: Call, plan: _Plan) -> None:
     x, y = cast(Any, call.input), cast(Any, call.target)
     signature = _signature(call.function, call.reduction, x.owner, y.owner)
-    if signature is not None and signature not in _known:
+    known = None if signature is None else _known.get(signature)
+    if signature is not None and (known is None or known.plan is not plan):
         template = copy(call)
         template.input = template.target = cast(Any, None)  # it keeps no memory
         remember(_known, signature, _Known(plan, template, x.moved(0, None)), MOST_REMEMBERED)

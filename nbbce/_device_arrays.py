@@ -218,20 +218,24 @@ class Torch(Library):
             raise TypeError("one whose sign is not yet in memory (see torch.Tensor.resolve_neg)")
         dtype = self._numpy_dtype(array.dtype)
         try:
-            strides = _in_bytes(array.stride(), dtype.itemsize)
+            strides, address = _in_bytes(array.stride(), dtype.itemsize), array.data_ptr()
         except RuntimeError:
-            raise TypeError("one that has no strides, as sparse tensors") from None
-        return DeviceArray(array.data_ptr(), tuple(array.shape), strides, dtype, array.device.index, self, array)
+            raise TypeError("one that has no memory of its own, as sparse tensors") from None
+        if address == 0 and array.numel():
+            raise TypeError("one that has no memory of its own, as zeros of PyTorch's gradients")
+        return DeviceArray(address, tuple(array.shape), strides, dtype, array.device.index, self, array)
 
     def address(self, array: Any) -> int:
         return int(array.data_ptr())
 
     def signature(self, array: Any) -> tuple[Any, ...] | None:
         try:
-            strides = array.stride()
+            address = array.data_ptr()
+            if address == 0 or array.is_neg():
+                return None
+            return array.dtype, array.shape, array.stride(), array.get_device(), address & 15
         except RuntimeError:  # of a sparse tensor
             return None
-        return array.dtype, array.shape, strides, array.get_device(), array.data_ptr() & 15, array.is_neg()
 
     def stream(self, device: int) -> int:
         if self._handle is not None:
@@ -264,7 +268,8 @@ class Torch(Library):
             if scalar is not None:  # 2.4 us on an H100's host, and 4.3 for what follows
                 return self.torch.empty_like(scalar)
         array = self.torch.empty(shape, dtype=self._dtype(dtype), device=owner.device)
-        if shape == () and not self.torch.cuda.is_current_stream_capturing():  # a graph's memory goes with it
+        # Neither what is of a graph, whose memory goes with it, nor of another kind, as under a mode of PyTorch's.
+        if shape == () and type(array) is self.torch.Tensor and not self.torch.cuda.is_current_stream_capturing():
             self._scalars[dtype, like.device] = self.torch.empty_like(array)
         return array
 

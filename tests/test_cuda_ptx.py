@@ -556,9 +556,16 @@ def test_call_like_one_before_whose_result_lies_otherwise_has_the_bits_of_the_cp
     a, b = place(x), place(y)
     LOSS(a, b, **NONE)
     kernels = len(_cuda._kernels)
-    monkeypatch.setattr(ptx_device.Ours, "empty", lambda self, shape, *_: place(misaligned(np.zeros(shape, "f4"))))
-    assert_same_bits(LOSS(a, b, **NONE).copy_to_host(), LOSS(x, y, **NONE))
-    assert len(_cuda._kernels) == kernels + 1
+    made = []
+    monkeypatch.setattr(
+        ptx_device.Ours,
+        "empty",
+        lambda self, shape, *_: made.append(1) or place(misaligned(np.zeros(shape, "f4"))),
+    )
+    for count in (3, 4):  # by the plan and by that of calls that were checked, in vain, and then anew
+        assert_same_bits(LOSS(a, b, **NONE).copy_to_host(), LOSS(x, y, **NONE))
+        assert len(_cuda._kernels) == kernels + 1
+        assert len(made) == count
 
 
 def test_no_array_is_kept_by_what_is_remembered_of_calls(device):
@@ -580,3 +587,11 @@ def test_losses_have_as_many_thread_blocks_as_it_takes_but_those_of_16_bits(devi
         # A thread takes eight float32, four float64; 12988 elements are those of 1624 and of 3247 threads, 128 a block.
         agree(LOSS, *pair(dtype=dtype), **NONE)
         assert grids.pop() == count
+
+
+def test_grids_that_are_remembered_have_a_limit():
+    from nbbce import _compile_cuda
+
+    for grid in range(1, 1200):
+        assert _compile_cuda._config(grid, 128).grid == (grid, 1, 1)
+    assert _compile_cuda._config.cache_info().currsize <= 1000

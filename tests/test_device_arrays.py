@@ -42,7 +42,7 @@ def any_array(draw, least=0):
     dtype = draw(st.sampled_from([np.int8, np.float16, np.float32, np.float64]))
     array = np.zeros(shape, dtype, order=draw(st.sampled_from("CF")))
     steps = [draw(st.sampled_from([1, 1, 2, -1])) for _ in shape]
-    array = array[tuple(slice(None, None, step) for step in steps)]
+    array = array[(..., *(slice(None, None, step) for step in steps))]  # an array of no dimensions stays one
     array = array.transpose(draw(st.permutations(range(array.ndim))))
     if draw(st.booleans()):
         array = np.broadcast_to(array, (draw(st.integers(max(1, least), 3)), *array.shape))
@@ -202,6 +202,9 @@ class Tensor:
     def data_ptr(self):
         return self.array.__array_interface__["data"][0]
 
+    def numel(self):
+        return self.array.size
+
     def get_device(self):
         return self.device.index
 
@@ -291,14 +294,23 @@ def test_tensor_that_is_not_in_memory_as_it_is_seen_is_a_type_error(calls, monke
     ):
         nbbce.binary_cross_entropy(Tensor(np.ones(3, "f4"), negative=True), y)
 
-    def stride():
-        raise RuntimeError("sparse tensors do not have strides")
+    def refuse():
+        raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage")
 
-    sparse = Tensor(np.ones(3, "f4"))
-    monkeypatch.setattr(sparse, "stride", stride)
-    with pytest.raises(TypeError, match=message + r"that has no strides, as sparse tensors\Z"):
-        nbbce.binary_cross_entropy(sparse, y)
-    assert device_arrays.library_of(sparse).signature(sparse) is None
+    outs = r"\Abinary_cross_entropy: 'out' must be an array that can be read in place; got one whose sign is not yet"
+    with pytest.raises(TypeError, match=outs):
+        nbbce.binary_cross_entropy(y, y, reduction="none", out=Tensor(np.ones(3, "f4"), negative=True))
+    for name, told in (
+        ("stride", "as sparse tensors"),
+        ("data_ptr", "as sparse tensors"),
+        ("data_ptr", "as zeros of PyTorch's gradients"),
+    ):
+        bare = Tensor(np.ones(3, "f4"))
+        monkeypatch.setattr(bare, name, refuse if "sparse" in told else lambda: 0)
+        with pytest.raises(TypeError, match=rf"{message}that has no memory of its own, {told}\Z"):
+            nbbce.binary_cross_entropy(bare, y)
+        assert device_arrays.library_of(bare).signature(bare) is None
+    assert device_arrays.library_of(y).signature(y) is not None
 
 
 def test_scalars_of_pytorch_are_made_like_one_that_is_kept_but_in_a_graph(libraries):
@@ -316,6 +328,10 @@ def test_scalars_of_pytorch_are_made_like_one_that_is_kept_but_in_a_graph(librar
         capturing[0] = False
     # Nothing is kept of the first, which is of a graph; what is kept is a scalar of its own, which nobody writes.
     assert made == ["empty", "empty", "like", "empty", "like", "like"]
+    library = device_arrays.Torch()  # nor of what is no tensor but of a kind of its own, as under a mode of PyTorch's
+    torch.empty = lambda shape, dtype, device: type("Fake", (Tensor,), {})(np.zeros(shape, dtype[6:]))
+    for _ in range(2):
+        assert type(library.empty((), np.dtype("float32"), like, 0)) is not Tensor
 
 
 def pair(make, device=0):

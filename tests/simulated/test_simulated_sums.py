@@ -143,6 +143,7 @@ def test_sums_of_more_blocks_than_lanes_are_added_as_the_cpu_adds_them(monkeypat
         monkeypatch.setattr(_blocks_cuda, "_sum_of_losses", first_alone)
     monkeypatch.setattr(_cuda, "_kernels", {})
     monkeypatch.setattr(_cuda, "_plans", {})
+    monkeypatch.setattr(_cuda, "_known", {})
     rng = np.random.default_rng(11)
     weight = np.zeros((600, BLOCK))
     weight[:, 0] = rng.normal(size=600) * 10.0 ** rng.integers(-8, 9, 600)
@@ -191,6 +192,7 @@ def test_gradients_of_logits_made_of_the_exponentials_of_products_have_the_bits_
 @pytest.mark.parametrize("function", [*PROBABILITIES, *LOGITS])
 def test_calls_alike_launch_alike_with_arrays_of_their_own(function, reduction, rng, monkeypatch):
     monkeypatch.setattr(_cuda, "_plans", {})
+    monkeypatch.setattr(_cuda, "_known", {})
     function, logits = devices.of_function(function)
     for count, shape, offset in ((1, (5, 8), 0), (1, (5, 8), 0), (2, (8, 5), 0), (3, (8, 5), 1), (3, (5, 8), 0)):
         x = aligned(devices.predictions(rng, shape, "float32", logits), offset)
@@ -220,6 +222,7 @@ def test_calls_alike_launch_alike_with_arrays_of_their_own(function, reduction, 
 )
 def test_calls_alike_with_arrays_for_options_launch_alike(names, reduction, rng, monkeypatch):
     monkeypatch.setattr(_cuda, "_plans", {})
+    monkeypatch.setattr(_cuda, "_known", {})
     for function in (PROBABILITIES[2], LOGITS[2]):
         function, logits = devices.of_function(function)
         for _ in range(3):
@@ -244,6 +247,7 @@ def test_calls_alike_with_arrays_for_options_launch_alike(names, reduction, rng,
 
 def test_calls_alike_with_outs_or_strides_launch_alike(rng, monkeypatch):
     monkeypatch.setattr(_cuda, "_plans", {})
+    monkeypatch.setattr(_cuda, "_known", {})
     for _ in range(3):
         x = aligned(devices.predictions(rng, (6, 8), "float32"))
         y = aligned(devices.labels(rng, (6, 8), "float32"))
@@ -257,6 +261,7 @@ def test_calls_alike_with_outs_or_strides_launch_alike(rng, monkeypatch):
 
 def test_calls_with_numbers_axes_or_a_wait_are_not_remembered(rng, monkeypatch):
     monkeypatch.setattr(_cuda, "_plans", {})
+    monkeypatch.setattr(_cuda, "_known", {})
     x, y = devices.predictions(rng, (6, 8), "float32"), devices.labels(rng, (6, 8), "float32")
     for options in ({"weight": 2.0}, {"pos_weight": 2.0}, {"label_smoothing": 0.1}, {"where": y > 0.5}, {"axis": 0}):
         agree(nbbce.binary_cross_entropy, x, y, **options)
@@ -269,6 +274,7 @@ def test_calls_with_numbers_axes_or_a_wait_are_not_remembered(rng, monkeypatch):
 
 def test_no_more_calls_than_a_limit_are_remembered(rng, monkeypatch):
     monkeypatch.setattr(_cuda, "_plans", {})
+    monkeypatch.setattr(_cuda, "_known", {})
     monkeypatch.setattr(_cuda, "MOST_REMEMBERED", 3)
     for size in range(1, 9):
         agree(
