@@ -262,6 +262,8 @@ class Torch(Library):
         owner = like.owner
         if shape == like.shape:
             own = owner if type(owner) is self.torch.Tensor else owner.detach()
+            if dtype is like.dtype:  # to name it takes 0.13 us
+                return self.torch.empty_like(own)
             return self.torch.empty_like(own, dtype=self._dtype(dtype))
         if shape == ():
             scalar = self._scalars.get((dtype, like.device))

@@ -583,6 +583,8 @@ def test_losses_have_as_many_thread_blocks_as_it_takes_but_those_of_16_bits(devi
         device, "run", lambda *arguments: grids.append(arguments[3]) or run(*arguments[:3], 1, *arguments[4:])
     )
     monkeypatch.setattr(_cuda, "STEPPING_GRID", 3)
+    for name in ("_kernels", "_plans", "_known"):
+        monkeypatch.setattr(_cuda, name, {})
     for dtype, count in (("float32", 13), ("float64", 26), ("float16", 3), ("bfloat16", 3)):
         # A thread takes eight float32, four float64; 12988 elements are those of 1624 and of 3247 threads, 128 a block.
         agree(LOSS, *pair(dtype=dtype), **NONE)
