@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
+from nbbce import _call
 from nbbce import _generated_cpu as generated
 from nbbce._arrays import Array, kind_of, layout
 from nbbce._axes import SHORT, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
@@ -327,6 +328,22 @@ MOST_VECTORS = 1000
 _flat_vectors: dict[tuple[Any, ...], Array] = {}
 _laid_out_vectors: dict[tuple[Any, ...], Array] = {}
 _axes_plans: dict[tuple[Any, ...], _Plan] = {}
+
+
+class _Known(NamedTuple):
+    """A plain call of contiguous arrays that was made before, of whatever size."""
+
+    vector: Array
+    dtype: np.dtype[Any]
+    validate: bool
+    mean: bool
+    summing: bool
+    wanted: tuple[bool, bool, bool] | None
+    """Whether losses, gradients and hessians are wanted, if any of them are."""
+
+
+# By function, reduction, whether values are looked at, and dtypes: such a call takes 0.6 us less than a checked one.
+_known: dict[tuple[Any, ...], _Known] = {}
 IN_VECTOR = (0,) * 6  # what an entry is called with in place of ids and a size, where they are in the vector
 
 # One, in dtypes that NumPy multiplies a Python number by at once: a NumPy number in 0.04 us, and in 0.2 by its type.
@@ -399,7 +416,8 @@ def _pass(
     """One pass over the inputs; returns the sum and the flat index of the first bad element, or -1."""
     x, y = call.input, call.target
     shares = False
-    if not (_quick and x.flags.c_contiguous and y.flags.c_contiguous):
+    flat = _quick and x.flags.c_contiguous and y.flags.c_contiguous
+    if not flat:
         key = None
     elif call.is_plain and not check:  # results are new arrays of the input's dtype: 0.5 us less than the look below
         key = (x.dtype, y.dtype, call.family, summing, loss is None, gradient is None, hessian is None)
@@ -410,8 +428,8 @@ def _pass(
     if key is not None:
         vector = _flat_vectors.get(key)
         if vector is None:
-            flat = (x, y, None, None, None, None, loss, gradient, hessian)
-            made = _filled(_vector(call, flat, True, summing, check, shares), call)
+            operands = (x, y, None, None, None, None, loss, gradient, hessian)
+            made = _filled(_vector(call, operands, True, summing, check, shares), call)
             vector = remember(_flat_vectors, key, made, MOST_VECTORS)
         arguments = (
             vector,
@@ -439,7 +457,43 @@ def _pass(
     if found < NONE_BAD:
         _compile_asked_for(found, vector)
         return _pass(call, loss, gradient, hessian, summing, check)
+    if flat and call.is_plain and not check:
+        _remember_plain(call, vector, summing)
     return total, found
+
+
+def _remember_plain(call: Call, vector: Array, summing: bool) -> None:
+    key = (call.function, call.reduction, call.validate, call.input.dtype, call.target.dtype)
+    if key not in _known:
+        wanted = (call.wants_value and not summing, call.wants_gradient, call.wants_hessian)
+        mean = call.reduction == "mean"
+        known = _Known(vector, call.dtype, call.validate, mean, summing, wanted if any(wanted) else None)
+        remember(_known, key, known, MOST_VECTORS)
+
+
+def _again(function: str, reduction: str, x: Array, y: Array, validate: bool) -> tuple[Any, Any] | None:
+    """Results of a plain call like one before; None if there was none, or if a value must be named."""
+    known = _known.get((function, reduction, validate, x.dtype, y.dtype))
+    size = x.size
+    if known is None or x.shape != y.shape or size == 0 or not (x.flags.c_contiguous and y.flags.c_contiguous):
+        return None
+    vector, dtype, validate, mean, summing, wanted = known
+    loss = gradient = hessian = None
+    if wanted is None and size <= PARALLEL_SIZE:  # what a small call is nearly always
+        total, found = run_serial.run(vector, id(x), id(y), 0, 0, 0, size, 1.0, 1.0)
+    else:
+        loss, gradient, hessian = (np.empty(x.shape, dtype) if each else None for each in wanted or (False,) * 3)
+        ids = [0 if result is None else id(result) for result in (loss, gradient, hessian)]
+        scale = 1.0 / size if mean and gradient is not None else 1.0
+        total, found = _run(size, run_serial, run_parallel, (vector, id(x), id(y), *ids, size, 1.0, scale))
+    if found < NONE_BAD or (found > NONE_BAD and validate):
+        return None
+    if hessian is not None:
+        return gradient, hessian
+    return (_as_number(total / size if mean else total, dtype) if summing else loss), gradient
+
+
+_call.again_on_host = _again
 
 
 def _vector_in_order(call: Call, arrays: tuple[Array | None, ...], summing: bool, check: bool, shares: bool) -> Array:
@@ -536,13 +590,17 @@ def _empty(call: Call) -> Array:
     return np.empty(x.shape, call.dtype) if x.flags.c_contiguous else np.empty_like(x, call.dtype, subok=False)
 
 
+def _as_number(value: float, dtype: np.dtype[Any]) -> Any:
+    one = _ONES.get(dtype)
+    return dtype.type(value) if one is None else one * value
+
+
 def _number(call: Call, total: float) -> Any:
     """The sum or mean of a call as a NumPy number, from the sum without the number for a weight."""
     total *= call.weight_number
     if call.reduction == "mean":
         total = total / call.count if call.count else np.nan
-    one = _ONES.get(call.dtype)
-    return call.dtype.type(total) if one is None else one * total
+    return _as_number(total, call.dtype)
 
 
 def run(call: Call) -> tuple[Any, Any]:

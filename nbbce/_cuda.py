@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import threading
-from copy import copy
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +17,7 @@ from nbbce import _call
 from nbbce._arrays import kind_of, layout
 from nbbce._axes import SHORT, TILE, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
 from nbbce._axes_cuda import inverse_of
-from nbbce._call import Again, Call, gradient_scale, has_shares, out_of_domain, remember
+from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
 from nbbce._device_arrays import DeviceArray, Library, library_of_type, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
 from nbbce._generated_cuda import BLOCK, LEAST_SCALE, MOST_SCALE, PIECE
@@ -66,12 +65,13 @@ _plans: dict[tuple[Any, ...], _Plan] = {}
 
 
 class _Known(NamedTuple):
-    """A plain call that was made before: its plan, and what it was, without its arrays."""
+    """A plain call that was made before."""
 
     plan: _Plan
-    call: Call
     like: DeviceArray
     """How its input lay in memory."""
+    dtype: np.dtype[Any]
+    wants_hessian: bool
 
 
 # Plain calls by function, reduction and the signatures of their arrays: to check one takes half of its time.
@@ -343,37 +343,32 @@ class _Launch:
 def _signature(function: str, reduction: str, input: Any, target: Any) -> tuple[Any, ...] | None:
     """What decides a plain call but where its arrays begin; None if that takes views of them."""
     library = library_of_type.get(type(input))
-    if library is None or type(target) is not type(input) or type(reduction) is not str:
+    if library is None or type(target) is not type(input):
         return None
     first, second = library.signature(input), library.signature(target)
     return None if first is None or second is None else (function, reduction, *first, *second)
 
 
-def _recall(function: str, reduction: str, input: Any, target: Any) -> Again | None:
-    signature = _signature(function, reduction, input, target)
+def _again(function: str, reduction: str, input: Any, target: Any, validate: bool) -> tuple[Any, Any] | None:
+    """Results of a plain call like one before; None if there was none."""
+    signature = None if validate else _signature(function, reduction, input, target)
     known = None if signature is None else _known.get(signature)
-    return None if known is None else Again(known, input, target)
+    if known is None:
+        return None
+    plan, like, dtype, wants_hessian = known
+    address = like.library.address
+    x = like.moved(address(input), input)
+    results = _run_again(plan, x, (x.address, address(target)), (None, None, None), dtype)
+    if results is None:
+        return None
+    return (results[1], results[2]) if wants_hessian else (results[0], results[1])
 
 
-_call.recall = _recall
+_call.again_on_device = _again
 
 
-def run(call: Call | Again) -> tuple[Any, Any]:
+def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
-    if type(call) is Again:
-        known, address = call.known, call.known.like.library.address
-        x = known.like.moved(address(call.input), call.input)
-        again = _run_again(known.plan, x, (x.address, address(call.target)), (None, None, None), known.call.dtype)
-        if again is not None:
-            return (again[1], again[2]) if known.call.wants_hessian else (again[0], again[1])
-        checked = copy(known.call)
-        checked.input, checked.target = cast(Any, x), cast(Any, x.library.view(call.target))
-        return _run_checked(checked)
-    return _run_checked(cast(Call, call))
-
-
-def _run_checked(call: Call) -> tuple[Any, Any]:
-    """The same of a call whose arrays may be the first of their kind."""
     key = _key_of(call)
     plan = None if key is None else _plans.get(key)
     results: Any = None
@@ -405,9 +400,9 @@ def _remember_plain(call: Call, plan: _Plan) -> None:
     signature = _signature(call.function, call.reduction, x.owner, y.owner)
     known = None if signature is None else _known.get(signature)
     if signature is not None and (known is None or known.plan is not plan):
-        template = copy(call)
-        template.input = template.target = cast(Any, None)  # it keeps no memory
-        remember(_known, signature, _Known(plan, template, x.moved(0, None)), MOST_REMEMBERED)
+        # Without its array, so that no memory is kept.
+        known = _Known(plan, x.moved(0, None), call.dtype, call.wants_hessian)
+        remember(_known, signature, known, MOST_REMEMBERED)
 
 
 def _operands(call: Call) -> tuple[Any, ...]:

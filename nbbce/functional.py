@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-from nbbce._call import Again, Call, checked, take_focal
+from nbbce._call import Call, Results, checked, take_focal
 
 __all__ = [
     "binary_cross_entropy",
@@ -31,7 +31,7 @@ def _run_on_host(call: Call) -> tuple[Any, Any]:
     return run(call)
 
 
-def _run_on_device(call: Call | Again) -> tuple[Any, Any]:
+def _run_on_device(call: Call) -> tuple[Any, Any]:
     """Run a checked call on the device that its arrays are on."""
     global _run_on_device
     from nbbce._cuda import run
@@ -40,9 +40,11 @@ def _run_on_device(call: Call | Again) -> tuple[Any, Any]:
     return run(call)
 
 
-def _run(call: Call | Again) -> tuple[Any, Any]:
-    """Run a checked call where its arrays live."""
-    return _run_on_device(call) if call.on_device else _run_on_host(cast(Call, call))
+def _run(call: Call | Results) -> tuple[Any, Any]:
+    """Run a checked call where its arrays live, if it has not been run already."""
+    if isinstance(call, tuple):
+        return call
+    return _run_on_device(call) if call.on_device else _run_on_host(call)
 
 
 def binary_cross_entropy(

@@ -21,6 +21,7 @@ import pytest
 from nbbce import __file__ as package
 from nbbce import (
     _arrays,
+    _call,
     _cpu,
     binary_cross_entropy,
     binary_cross_entropy_grad,
@@ -306,8 +307,8 @@ def alike_calls():
 
 def test_calls_alike_but_for_one_thing_do_not_take_each_others_way():
     def forget():
-        for vectors in (_cpu._flat_vectors, _cpu._laid_out_vectors, _cpu._axes_plans):
-            vectors.clear()
+        for known in (_cpu._flat_vectors, _cpu._laid_out_vectors, _cpu._axes_plans, _cpu._known):
+            known.clear()
 
     calls, alone = alike_calls(), {}
     for name, ask in calls.items():
@@ -319,12 +320,100 @@ def test_calls_alike_but_for_one_thing_do_not_take_each_others_way():
     assert len(_cpu._axes_plans) > 100
 
 
+PLAIN = [binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad, *OF_LOGITS]
+
+
+@pytest.fixture
+def no_check(monkeypatch):
+    """Lets calls that are checked fail once it is called."""
+
+    def refuse(*arguments):
+        raise AssertionError("was checked")
+
+    return lambda: monkeypatch.setattr(_call, "Call", refuse)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("function", PLAIN, ids=lambda function: function.__name__)
+def test_plain_call_like_one_before_is_not_checked_again_and_has_the_same_bits(function, dtype, reduction, no_check):
+    for size in (1, 300, 5003, 43_993):
+        arrays = three(size, dtype)[:2]
+        # With `where` no call is plain, and True leaves nothing out.
+        expected = digest_of(function(*arrays, reduction=reduction, where=True))
+        function(*arrays, reduction=reduction)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_call, "Call", None)
+            again = function(*arrays, reduction=reduction)
+        assert digest_of(again) == expected
+    x, y = (a.reshape(7, -1) for a in three(700, dtype)[:2])
+    expected = function(x, y, reduction=reduction, where=True)
+    no_check()
+    for validate in (None, True):
+        assert digest_of(function(x, y, reduction=reduction, validate=validate)) == digest_of(expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: ((x[::2], y[::2]), {}),
+        lambda x, y: ((x[::-1], y), {}),
+        lambda x, y: ((x.reshape(2, -1).T, y.reshape(2, -1).T), {}),
+        lambda x, y: ((x, y.astype(np.int8)), {}),
+        lambda x, y: ((x.astype(np.float64), y), {}),
+        lambda x, y: ((x.astype(x.dtype.newbyteorder()), y), {}),
+        lambda x, y: ((x.view(np.matrix), y.view(np.matrix)), {}),
+        lambda x, y: ((x[:0], y[:0]), {"reduction": "sum"}),
+        lambda x, y: ((x, y), {"reduction": "sum"}),
+        lambda x, y: ((x, y), {"validate": False}),
+        lambda x, y: ((x, y), {"validate": np.True_}),
+        lambda x, y: ((x, y, 1.0), {}),
+        lambda x, y: ((x, y), {"label_smoothing": 0}),
+    ],
+    ids="strided reversed order target input bytes matrix empty reduction validate flag weight smoothing".split(),
+)
+def test_call_that_differs_from_one_before_is_checked(change, no_check):
+    x, y = three(400, "float32")[:2]
+    _cpu._known.clear()
+    binary_cross_entropy(x, y)
+    arrays, options = change(x, y)
+    no_check()
+    with pytest.raises(AssertionError, match="was checked"):
+        binary_cross_entropy(*arrays, **options)
+    with pytest.raises(AssertionError, match="was checked"):
+        binary_cross_entropy_with_logits(x, y)
+
+
+def test_call_like_one_before_that_is_wrong_is_told_so():
+    x, y = three(400, "float32")[:2]
+    for reduction in ("mean", "none"):
+        binary_cross_entropy(x, y, reduction=reduction)
+        bad = x.copy()
+        bad[17] = 1.5
+        with pytest.raises(ValueError, match=r"values must be in \[0, 1\]; got input\[17\] = 1\.5"):
+            binary_cross_entropy(bad, y, reduction=reduction)
+        binary_cross_entropy(x, y, reduction=reduction, validate=False)
+        for _ in range(2):
+            assert np.isnan(binary_cross_entropy(bad, y, reduction=reduction, validate=False)).any()
+    with pytest.raises(ValueError, match="'target' must have the shape of 'input'"):
+        binary_cross_entropy(x, y[:-1])
+    with pytest.raises(ValueError, match="'reduction' must be one of"):
+        binary_cross_entropy(x, y, reduction=["mean"])
+    with pytest.raises(TypeError, match="'validate' must be True or False"):
+        binary_cross_entropy(x, y, validate=[])
+
+
 def test_what_is_remembered_of_calls_has_a_limit(monkeypatch):
     monkeypatch.setattr(_cpu, "MOST_VECTORS", 10)
     known = (_cpu._flat_vectors, _cpu._laid_out_vectors, _cpu._axes_plans)
-    for vectors in known:
+    for vectors in (*known, _cpu._known):
         vectors.clear()
     x = np.linspace(0.1, 0.9, 40, dtype=np.float32)
+    for dtype in "?bBhHiIlL":
+        for function in (binary_cross_entropy, binary_cross_entropy_with_logits):
+            function(x, np.ones(40, dtype))
+            assert 0 < len(_cpu._known) <= 10
+    _cpu._flat_vectors.clear()
     for size in range(1, 41):
         binary_cross_entropy(x[:size], x[:size], pos_weight=float(size))
         binary_cross_entropy(x[:size], x[:size], x[:size])
