@@ -35,6 +35,7 @@ from nbbce._elements_cuda import (
     exp_in_parts,
     masked_of,
     one_of,
+    operands_of,
     parts_of_scale,
     settle_of,
     shares_of_label,
@@ -165,7 +166,8 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
     element, doubt_about, settle = element_of(spec), doubt_of(spec), settle_of(spec)
     masked, shares_of = masked_of(spec), shares_of_label(spec)
     x1, y1, w1, p1, _, m1, *_ = Operands.of(spec, 1)
-    xs, ys, ws, ps, gs, ms, _, gradients, hessians = Operands.of(spec, width)
+    *_, gradients, hessians = Operands.of(spec, width)
+    read_four = operands_of(spec, width)
     derive, derived = one_of(spec), spec.derived
 
     @device
@@ -189,17 +191,6 @@ def _rows(spec: Spec, start: Any, step: Any, step_and_derive: Any = None) -> Any
         if condition:
             lane, doubt = take_one(lane, doubt, i, at, layout, writing, scale, numbers)
         return lane, doubt
-
-    @device
-    def read_four(at, i, layout):
-        return (
-            xs(at, i, layout),
-            ys(at, i, layout),
-            ws(at, i, layout),
-            ps(at, i, layout),
-            gs(at, i, layout),
-            ms(at, i, layout),
-        )
 
     if width == 4 and step_and_derive is not None:
 

@@ -602,6 +602,24 @@ class Operands(NamedTuple):
         return cls(*(make_one(spec, name, width) for make_one, name in zip(make, OPERANDS, strict=True)))
 
 
+def operands_of(spec: Spec, width: int) -> Any:
+    """A function (addresses, index, layout) -> `width` values of each operand that is read."""
+    xs, ys, ws, ps, gs, ms, *_ = Operands.of(spec, width)
+
+    @device
+    def read(at, i, layout):
+        return (
+            xs(at, i, layout),
+            ys(at, i, layout),
+            ws(at, i, layout),
+            ps(at, i, layout),
+            gs(at, i, layout),
+            ms(at, i, layout),
+        )
+
+    return read
+
+
 def one_of(spec: Spec) -> Any:
     """A function (addresses, index, layout, loss_scale, gradient_scale, numbers) that fills an element's results."""
     x1, y1, w1, p1, g1, m1, loss1, gradient1, hessian1 = Operands.of(spec, 1)
@@ -644,7 +662,8 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
     """
     width, element, doubt_about, settle = spec.width, element_of(spec), doubt_of(spec), settle_of(spec)
     one = one_of(spec)
-    xs, ys, ws, ps, gs, ms, losses, gradients, hessians = Operands.of(spec, width)
+    *_, losses, gradients, hessians = Operands.of(spec, width)
+    read = operands_of(spec, width)
 
     # NVVM does not unroll a loop with so large a body, so the neighbours are written out, by halves.
     def neighbours_from(k: int, n: int) -> Any:
@@ -669,17 +688,6 @@ def each_kernel(spec: Spec) -> Callable[..., None]:
         return both
 
     neighbours = neighbours_from(0, width)
-
-    @device
-    def read(at, i, layout):
-        return (
-            xs(at, i, layout),
-            ys(at, i, layout),
-            ws(at, i, layout),
-            ps(at, i, layout),
-            gs(at, i, layout),
-            ms(at, i, layout),
-        )
 
     @device
     def write(doubt, at, i, layout, operands, loss_scale, gradient_scale, numbers):
