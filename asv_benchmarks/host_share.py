@@ -69,19 +69,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if not ON_DEVICE:
         pretend()
+    before = torch.cuda.synchronize if ON_DEVICE else "pass"
+    number = 500  # fewer at once than a driver lets wait for the device
     print("| call | us |\n| --- | ---: |")
     with _compile_cuda.on_device(0):
         for name, call in calls(arguments.size).items():
             call()  # the first of its kind is remembered
-            # Fewer at once than a driver lets wait for the device.
-            seconds = (
-                min(
-                    timeit.repeat(
-                        call, torch.cuda.synchronize if ON_DEVICE else "pass", number=500, repeat=arguments.repeats
-                    )
-                )
-                / 500
-            )
+            seconds = min(timeit.repeat(call, before, number=number, repeat=arguments.repeats)) / number
             print(f"| {name} | {seconds * 1e6:.1f} |")
 
 

@@ -73,8 +73,6 @@ def signature(spec: Spec) -> tuple[Any, ...]:
     return (types.int64,) * (ADDRESSES + SIZES) + (types.float64,) * NUMBERS + (layout,)
 
 
-_here = contextlib.nullcontext()
-
 # Of two threads that pretend at once, the one that ends last would leave the other's device behind.
 _compiling = threading.Lock()
 
@@ -165,6 +163,9 @@ def machine_code(spec: Spec, capability: tuple[int, int]) -> bytes:
                 file.write(hashlib.sha256(code).digest() + code)
             Path(temporary).replace(path)  # at once, so that no process sees half of it
     return code
+
+
+_here = contextlib.nullcontext()
 
 
 def on_device(index: int) -> contextlib.AbstractContextManager[None]:
