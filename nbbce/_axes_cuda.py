@@ -95,14 +95,14 @@ def _summand(spec: Spec) -> Any:
         return counted
     inside, masked, shares_of = inside_of(spec), masked_of(spec), shares_of_label(spec)
     weighted, shares = spec.weight is not None, spec.shares
-    if spec.family and (spec.computed == "float64" or spec.family == "focal_"):
+    if spec.family and spec.computed == "float64":
         focal = spec.family == "focal_"
         formula = getattr(formulas, f"{spec.family}{'shares_' if shares else ''}loss_float64")
 
         @device
         def late_loss(x, y, a, b, w, numbers):
             if focal:
-                value, late = formula(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
+                value, late = formula(x, y, numbers[3], numbers[4], numbers[5])
             else:
                 value, late = formula(x, a, b) if shares else formula(x, y)
             return value * w * late if weighted else value * late

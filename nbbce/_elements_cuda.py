@@ -122,7 +122,7 @@ class Spec(NamedTuple):
     @property
     def exact(self) -> bool:
         """Whether a sum keeps what each addition loses."""
-        return self.task == "sum" and (self.computed == "float64" or self.family == "focal_")
+        return self.task == "sum" and self.computed == "float64"
 
     @property
     def derived(self) -> bool:
@@ -350,6 +350,24 @@ def exp_in_parts(away):
     return far, F32(r), F32(s), F32(power)  # the simulator's formulas give Python's floats
 
 
+def _focal_loss(spec: Spec) -> Any:
+    """The same for the focal loss, before any weight."""
+    if spec.computed == "float32":
+
+        @device
+        def wide_focal_loss(x, y, a, b, numbers):
+            return formulas.focal_wide_loss(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
+
+        return wide_focal_loss
+
+    @device
+    def focal_loss_float64(x, y, a, b, numbers):
+        loss, late = formulas.focal_loss_float64(x, y, numbers[3], numbers[4], numbers[5])
+        return loss * late
+
+    return focal_loss_float64
+
+
 def wide_loss_of(spec: Spec) -> Any:
     """A function (x, y, a, b, numbers) -> the loss in float64, as sums take it."""
     prefix = f"{spec.family}shares_" if spec.shares else spec.family
@@ -361,14 +379,7 @@ def wide_loss_of(spec: Spec) -> Any:
 
         return quick_loss
     if spec.family == "focal_":
-        focal_loss = formulas.focal_loss_float64
-
-        @device
-        def wide_focal_loss(x, y, a, b, numbers):
-            loss, late = focal_loss(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
-            return loss * late
-
-        return wide_focal_loss
+        return _focal_loss(spec)
     shares = spec.shares
     if spec.computed == "float64":
         formula = getattr(formulas, f"{prefix}loss_float64")
@@ -412,8 +423,8 @@ def _each_loss(spec: Spec) -> Any:
     """A function (x, y, a, b, w, scale, numbers) -> the loss, times w and `scale`, rounded once."""
     T, weighted, scaled = np.dtype(spec.computed).type, spec.weight is not None, spec.loss_scaled
     wide = wide_loss_of(spec)
-    if spec.computed == "float32" and spec.family != "focal_":
-        if spec.shares or weighted or scaled:
+    if spec.computed == "float32":
+        if spec.shares or weighted or scaled or spec.family == "focal_":
 
             @device
             def scaled_loss(x, y, a, b, w, scale, numbers):
@@ -516,13 +527,21 @@ def parts_of_scale(spec: Spec) -> Any:
 def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
     """The same for what a formula gives with a factor to multiply in last."""
     T, family, shares = np.dtype(spec.computed).type, spec.family, spec.shares
+    if family == "focal_" and spec.computed == "float32":
+
+        @device
+        def wide_focal(x, y, a, b, w, scale, numbers):
+            value = formulas.focal_wide_gradient(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
+            return T(value * (w * scale)) if weighted else T(value * scale)
+
+        return wide_focal
     if family == "focal_":
         focal = getattr(formulas, f"focal_{what}_float64")
 
         @device
         def late_focal(x, y, a, b, w, scale, numbers):
-            value, late = focal(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
-            return T(value * (w * scale) * late) if weighted else T(value * scale * late)
+            value, late = focal(x, y, numbers[3], numbers[4], numbers[5])
+            return value * (w * scale) * late if weighted else value * scale * late
 
         return late_focal
     if shares:

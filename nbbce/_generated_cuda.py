@@ -97,6 +97,41 @@ LOG1P_32_6 = F32(0.044281650334596634)
 LOG1P_32_7 = F32(-0.014669328927993774)
 LOG1P_32_8 = F32(0.0022725630551576614)
 
+# exp(r) = 1 + r + r^2 P(r), r in [-0.3466, 0.3466]; error relative to exp(r).
+# Largest error of the fit: 5.2e-11.
+EXP_WIDE_0 = 0.5000000067682234
+EXP_WIDE_1 = 0.16666665869160288
+EXP_WIDE_2 = 0.04166629496007223
+EXP_WIDE_3 = 0.0083334970221574
+EXP_WIDE_4 = 0.0013944658278496939
+EXP_WIDE_5 = 0.00019790368145582442
+
+# log(1+g) = g + g^2 P(g), g in [-1/3, 1/3]; error relative to log 2.
+# Largest error of the fit: 1.9e-10.
+LOG_WIDE_0 = -0.5000000411733028
+LOG_WIDE_1 = 0.3333334748463018
+LOG_WIDE_2 = -0.2499944629279828
+LOG_WIDE_3 = 0.19998758349492846
+LOG_WIDE_4 = -0.16689947981720418
+LOG_WIDE_5 = 0.1432452884267087
+LOG_WIDE_6 = -0.12083326883236865
+LOG_WIDE_7 = 0.1055757379287254
+LOG_WIDE_8 = -0.13263764761010882
+LOG_WIDE_9 = 0.12687048800510448
+
+# log(1+e) = e - e^2/2 + e^3 H(e), e in [0, 1]; error relative to log(1+e).
+# Largest error of the fit: 1.7e-10.
+LOG1P_WIDE_0 = 0.333332813181647
+LOG1P_WIDE_1 = -0.24998277335539687
+LOG1P_WIDE_2 = 0.19977318718456732
+LOG1P_WIDE_3 = -0.1650446028424257
+LOG1P_WIDE_4 = 0.13566600991965636
+LOG1P_WIDE_5 = -0.10371255514843106
+LOG1P_WIDE_6 = 0.06682726090824899
+LOG1P_WIDE_7 = -0.032185325691963626
+LOG1P_WIDE_8 = 0.009897413240496342
+LOG1P_WIDE_9 = -0.001424246956992871
+
 # log 2 = HIGH + LOW; HIGH is short, so that its product with an exponent is exact.
 LOG2_HIGH_32, LOG2_LOW_32 = F32(0.693145751953125), F32(1.4286068203094173e-06)
 LOG2_HIGH_64, LOG2_LOW_64 = 0.6931471805598903, 5.497923018708371e-14
@@ -128,6 +163,9 @@ HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(220.0), F32(80.0), 2.0**-200
 BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 # And for the powers of the focal loss, of which three may be multiplied.
 HELD_FOCAL, LATE_FOCAL = 760.0, 2.0**-256
+# The focal loss of float32 is float64 throughout and has no need of that: e^-HELD_POWER is a normal number, and times a
+# loss and a weight of 2^188 less than any float32.
+HELD_POWER = 700.0
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 BITS_OF_LEAST_SCALE, BITS_OF_MOST_SCALE = U64(0x3C30000000000000), U64(0x43B0000000000000)
@@ -774,7 +812,7 @@ def logits_shares_wide_loss(z, a, b, r, s, power, h):
 #     focal = share l (1-p_t)^gamma,    1-p_t = (wrong + right e) / (1+e),    share = alpha y + (1-alpha) (1-y),
 #
 # in log space: (1-p_t)^gamma = exp(gamma (log(wrong + right e) - log(1+e))).  gamma multiplies the error of the
-# logarithm, so logarithm, exponential and l are sums of two float64.  float32 too is computed in float64.
+# logarithm, so logarithm, exponential and l are sums of two float64.
 
 
 # a + b and its rounding error (Knuth).
@@ -970,6 +1008,126 @@ def focal_gradient_float64(z, y, gamma, positive, negative):
     total, error = two_product_float64(total, error, again, again_error)
     total, error = two_product_float64(total, error, *focal_share_float64(y, positive, negative))
     return total + error, late
+
+
+# Of float32 the focal loss is computed in float64, which has the digits and the range that errors and late
+# factors stand for above: one sum of each, and nothing to multiply in last.  Logarithms and exponentials
+# are good to 2^-32, of which gamma = 10 leaves 2^-28.
+#
+# exp(-away) for away in [0, HELD_POWER].
+@formula
+def exp_wide(away):
+    shifted = fma(away, -LOG2_E_64, ROUND_64)
+    v = fma(shifted - ROUND_64, -LOG2_64, -away)
+    vv = v * v
+    p = fma(EXP_WIDE_4, vv, EXP_WIDE_2)
+    p = fma(p, vv, EXP_WIDE_0)
+    p_odd = fma(EXP_WIDE_5, vv, EXP_WIDE_3)
+    p_odd = fma(p_odd, vv, EXP_WIDE_1)
+    p = fma(p_odd, v, p)
+    power = float64_of_bits(U64(U64(bits_of_float64(shifted) << U64(52)) + U64(0x3FF0000000000000)))
+    return fma(fma(vv, p, v), power, power)
+
+
+# log(1+e) for e in [0, 1].
+@formula
+def log1p_wide(e):
+    ee = e * e
+    h = fma(LOG1P_WIDE_8, ee, LOG1P_WIDE_6)
+    h = fma(h, ee, LOG1P_WIDE_4)
+    h = fma(h, ee, LOG1P_WIDE_2)
+    h = fma(h, ee, LOG1P_WIDE_0)
+    h_odd = fma(LOG1P_WIDE_9, ee, LOG1P_WIDE_7)
+    h_odd = fma(h_odd, ee, LOG1P_WIDE_5)
+    h_odd = fma(h_odd, ee, LOG1P_WIDE_3)
+    h_odd = fma(h_odd, ee, LOG1P_WIDE_1)
+    h = fma(h_odd, e, h)
+    return fma(ee, fma(e, h, -0.5), e)
+
+
+# log n for n in (0, 1]; of 0 some -709, which is as good as any where l is 0.
+@formula
+def log_wide(n):
+    e, m = split_float64(n)
+    g = m - 1.0
+    gg = g * g
+    p = fma(LOG_WIDE_8, gg, LOG_WIDE_6)
+    p = fma(p, gg, LOG_WIDE_4)
+    p = fma(p, gg, LOG_WIDE_2)
+    p = fma(p, gg, LOG_WIDE_0)
+    p_odd = fma(LOG_WIDE_9, gg, LOG_WIDE_7)
+    p_odd = fma(p_odd, gg, LOG_WIDE_5)
+    p_odd = fma(p_odd, gg, LOG_WIDE_3)
+    p_odd = fma(p_odd, gg, LOG_WIDE_1)
+    p = fma(p_odd, g, p)
+    return fma(gg, p, fma(e, LOG2_64, g))
+
+
+# |z|, held; e = exp(-|z|), which is 0 where it is; and the label's shares on the wrong side and the right one.
+@formula
+def focal_sides_wide(z, y):
+    a = -z if z < 0.0 else z
+    gone = a > F64(HELD_WIDE)
+    held = F64(HELD_WIDE) if gone else a
+    rest = 1.0 - y
+    wrong, right = (rest, y) if z > 0.0 else (y, rest)
+    return held, 0.0 if gone else exp_wide(held), wrong, right
+
+
+# The loss l; what the power is of: log(1+e), wrong + right e, and their 1-p_t.
+@formula
+def focal_terms_wide(z, y):
+    _, e, wrong, right = focal_sides_wide(z, y)
+    a = -z if z < 0.0 else z
+    tail = log1p_wide(e)
+    n = fma(right, e, wrong)
+    return fma(wrong, 0.0 if wrong == 0.0 else a, tail), tail, n, n / (1.0 + e)
+
+
+# l' + gamma l (1-2y) e / ((1+e) (wrong + right e)), and the same three.  One division gives both
+# quotients; a hard label on the right side leaves (1-2y) / (1+e) of the second.
+@formula
+def focal_slope_wide(z, y, gamma):
+    held, e, wrong, right = focal_sides_wide(z, y)
+    tail = log1p_wide(e)
+    n, d = fma(right, e, wrong), 1.0 + e
+    clear = wrong == 0.0
+    other = 1.0 if clear else n
+    both = 1.0 / (d * other)
+    over = both * other
+    slope = fma(-right, e, wrong) * over
+    bend = gamma * fma(wrong, held, tail) * fma(-2.0, y, 1.0) * (over if clear else e * both)
+    return (slope if z > 0.0 else -slope) + bend, tail, n, n * over
+
+
+# (1-p_t)^gamma of -log(1-p_t).  For gamma = 2, which nearly all ask for, it is a square instead.
+@formula
+def focal_power_wide(away, gamma):
+    times = gamma * away
+    return exp_wide(HELD_POWER if times > HELD_POWER else times)
+
+
+# A loss or a slope times its power and the label's share, of which 0 makes nothing of infinity.
+@formula
+def focal_product_wide(z, y, value, power, positive, negative):
+    share = fma(positive, y, negative * (1.0 - y))
+    return 0.0 if share == 0.0 and z == z else value * power * share
+
+
+# All of it for one element; loops over rows take a step for all of a row before the next.
+@formula
+def focal_wide_loss(z, y, gamma, positive, negative):
+    loss, tail, n, q = focal_terms_wide(z, y)
+    power = q * q if gamma == 2.0 else focal_power_wide(tail - log_wide(n), gamma)
+    return focal_product_wide(z, y, loss, power, positive, negative)
+
+
+# The same for the derivative.
+@formula
+def focal_wide_gradient(z, y, gamma, positive, negative):
+    slope, tail, n, q = focal_slope_wide(z, y, gamma)
+    power = q * q if gamma == 2.0 else focal_power_wide(tail - log_wide(n), gamma)
+    return focal_product_wide(z, y, slope, power, positive, negative)
 
 
 # For sums that are rounded to 16 bits, 2^-12 at best: the loss within 10^-5 of it.  For t <= 1/2 the
