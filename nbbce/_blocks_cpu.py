@@ -64,8 +64,8 @@ BY_ROWS, LENGTH, RESULT, RESULT_ITEM = range(44, 48)
 # Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
 # needs floats, and 0 says that labels are floats when loaded.
 WIDEN = 48
-# HARD_SUM and EACH_GRADIENT in one, where the gradients have one scale for which float32 will do; and whether
-# these products are of any label, as those of logits are, or refuse what is not 0 or 1.
+# The sum and EACH_GRADIENT in one, where the gradients have one scale for which float32 will do; and whether this and
+# HARD_SUM are of any label, as those of logits are, or refuse what is not 0 or 1.
 BOTH, ANY_LABEL = 49, 50
 # Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out;
 # those of the focal loss, which its loops find before their scratch memory.

@@ -164,10 +164,10 @@ def _types_and_makers(
     sizes = {"float64": 8, "float32": 4, "uint8": 1}
     # Labels of one byte in memory are summed as they are.
     family = call.family
-    has_products = not family or (family == "logits_" and computed == "float32")
-    hard = has_products and summing and w is None and not (shares or check)
+    plain = summing and w is None and not (shares or check)
+    hard = plain and (not family or (family == "logits_" and computed == "float32"))
     as_bytes = hard and not family and direct[TARGET] and y in ("uint8", "int8", "bool")
-    both = hard and family and results[1] and not (mask or grad_output)
+    both = plain and family and computed == "float32" and results[1] and not (mask or grad_output)
 
     # Sums along axes take what a walk returns for an index, so there nothing is left for later.
     def address(name: str, wanted: object = True, later: object = False) -> int:
@@ -194,7 +194,7 @@ def _types_and_makers(
         *copiers,
         *items,
         address(hard_sum, hard, later=True),
-        address(f"{domain}check_{computed}" if check else f"{labels}sum_{computed}", summing, later=hard),
+        address(f"{domain}check_{computed}" if check else f"{labels}sum_{computed}", summing, later=hard or both),
         address(each[0], results[0]),
         address(each[1], results[1], later=both),
         address(each[2], results[2]),
@@ -218,7 +218,7 @@ def _types_and_makers(
         0,
         0,
         address(f"copy_{y}_to_{computed}", as_bytes),
-        address("logits_product_sum_and_gradient_float32", both, later=True),
+        address(f"{'focal' if family == 'focal_' else 'logits_product'}_sum_and_gradient_float32", both, later=True),
         bool(family),
     ]
 

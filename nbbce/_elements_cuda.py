@@ -356,7 +356,7 @@ def _focal_loss(spec: Spec) -> Any:
 
         @device
         def wide_focal_loss(x, y, a, b, numbers):
-            return formulas.focal_wide_loss(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
+            return formulas.wide_focal_loss_float64(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
 
         return wide_focal_loss
 
@@ -531,7 +531,7 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
 
         @device
         def wide_focal(x, y, a, b, w, scale, numbers):
-            value = formulas.focal_wide_gradient(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
+            value = formulas.wide_focal_gradient_float64(F64(x), F64(y), numbers[3], numbers[4], numbers[5])
             return T(value * (w * scale)) if weighted else T(value * scale)
 
         return wide_focal

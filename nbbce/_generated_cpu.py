@@ -1036,13 +1036,13 @@ def focal_gradient_float64(z, y, gamma, positive, negative):
     return total + error, late
 
 
-# Of float32 the focal loss is computed in float64, which has the digits and the range that errors and late
-# factors stand for above: one sum of each, and nothing to multiply in last.  Logarithms and exponentials
-# are good to 2^-32, of which gamma = 10 leaves 2^-28.
+# Of float32 the focal loss is computed in float64 alone: it has the digits that errors stand for above,
+# and the range that late factors do.  Logarithms and exponentials are good to 2^-32, of which a gamma of
+# 10 leaves 2^-28.
 #
 # exp(-away) for away in [0, HELD_POWER].
 @formula
-def exp_wide(away):
+def wide_exp_float64(away):
     shifted = fma(away, -LOG2_E_64, ROUND_64)
     v = fma(shifted - ROUND_64, -LOG2_64, -away)
     vv = v * v
@@ -1055,25 +1055,25 @@ def exp_wide(away):
     return fma(fma(vv, p, v), power, power)
 
 
-# log(1+e) for e in [0, 1].
+# log(1+u) for u in [0, 1].
 @formula
-def log1p_wide(e):
-    ee = e * e
-    h = fma(LOG1P_WIDE_8, ee, LOG1P_WIDE_6)
-    h = fma(h, ee, LOG1P_WIDE_4)
-    h = fma(h, ee, LOG1P_WIDE_2)
-    h = fma(h, ee, LOG1P_WIDE_0)
-    h_odd = fma(LOG1P_WIDE_9, ee, LOG1P_WIDE_7)
-    h_odd = fma(h_odd, ee, LOG1P_WIDE_5)
-    h_odd = fma(h_odd, ee, LOG1P_WIDE_3)
-    h_odd = fma(h_odd, ee, LOG1P_WIDE_1)
-    h = fma(h_odd, e, h)
-    return fma(ee, fma(e, h, -0.5), e)
+def wide_log1p_float64(u):
+    uu = u * u
+    h = fma(LOG1P_WIDE_8, uu, LOG1P_WIDE_6)
+    h = fma(h, uu, LOG1P_WIDE_4)
+    h = fma(h, uu, LOG1P_WIDE_2)
+    h = fma(h, uu, LOG1P_WIDE_0)
+    h_odd = fma(LOG1P_WIDE_9, uu, LOG1P_WIDE_7)
+    h_odd = fma(h_odd, uu, LOG1P_WIDE_5)
+    h_odd = fma(h_odd, uu, LOG1P_WIDE_3)
+    h_odd = fma(h_odd, uu, LOG1P_WIDE_1)
+    h = fma(h_odd, u, h)
+    return fma(uu, fma(u, h, -0.5), u)
 
 
 # log n for n in (0, 1]; of 0 some -709, which is as good as any where l is 0.
 @formula
-def log_wide(n):
+def wide_log_float64(n):
     e, m = split_float64(n)
     g = m - 1.0
     gg = g * g
@@ -1089,71 +1089,73 @@ def log_wide(n):
     return fma(gg, p, fma(e, LOG2_64, g))
 
 
-# |z|, held; e = exp(-|z|), which is 0 where it is; and the label's shares on the wrong side and the right one.
+# exp(-|z|), and 0 beyond HELD_WIDE.
 @formula
-def focal_sides_wide(z, y):
+def wide_exp_of_logit_float64(z):
     a = -z if z < 0.0 else z
     gone = a > F64(HELD_WIDE)
-    held = F64(HELD_WIDE) if gone else a
+    return 0.0 if gone else wide_exp_float64(F64(HELD_WIDE) if gone else a)
+
+
+# Of u = exp(-|z|): the loss l; and what the power is of: log(1+u), wrong + right u, and their 1-p_t.
+@formula
+def wide_focal_terms_float64(z, y, u):
+    a = -z if z < 0.0 else z
     rest = 1.0 - y
     wrong, right = (rest, y) if z > 0.0 else (y, rest)
-    return held, 0.0 if gone else exp_wide(held), wrong, right
+    tail = wide_log1p_float64(u)
+    n = fma(right, u, wrong)
+    return fma(wrong, 0.0 if wrong == 0.0 else a, tail), tail, n, n / (1.0 + u)
 
 
-# The loss l; what the power is of: log(1+e), wrong + right e, and their 1-p_t.
+# l' + gamma l (1-2y) u / ((1+u) (wrong + right u)), and the same three.  One division gives both
+# quotients; a hard label on the right side leaves (1-2y) / (1+u) of the second.  |z| is held, since an
+# infinite l has no part in it.
 @formula
-def focal_terms_wide(z, y):
-    _, e, wrong, right = focal_sides_wide(z, y)
+def wide_focal_slope_float64(z, y, u, gamma):
     a = -z if z < 0.0 else z
-    tail = log1p_wide(e)
-    n = fma(right, e, wrong)
-    return fma(wrong, 0.0 if wrong == 0.0 else a, tail), tail, n, n / (1.0 + e)
-
-
-# l' + gamma l (1-2y) e / ((1+e) (wrong + right e)), and the same three.  One division gives both
-# quotients; a hard label on the right side leaves (1-2y) / (1+e) of the second.
-@formula
-def focal_slope_wide(z, y, gamma):
-    held, e, wrong, right = focal_sides_wide(z, y)
-    tail = log1p_wide(e)
-    n, d = fma(right, e, wrong), 1.0 + e
+    rest = 1.0 - y
+    wrong, right = (rest, y) if z > 0.0 else (y, rest)
+    tail = wide_log1p_float64(u)
+    n, d = fma(right, u, wrong), 1.0 + u
     clear = wrong == 0.0
     other = 1.0 if clear else n
     both = 1.0 / (d * other)
     over = both * other
-    slope = fma(-right, e, wrong) * over
-    bend = gamma * fma(wrong, held, tail) * fma(-2.0, y, 1.0) * (over if clear else e * both)
+    loss = fma(wrong, F64(HELD_WIDE) if a > F64(HELD_WIDE) else a, tail)
+    slope = fma(-right, u, wrong) * over
+    bend = gamma * loss * fma(-2.0, y, 1.0) * (over if clear else u * both)
     return (slope if z > 0.0 else -slope) + bend, tail, n, n * over
 
 
 # (1-p_t)^gamma of -log(1-p_t).  For gamma = 2, which nearly all ask for, it is a square instead.
 @formula
-def focal_power_wide(away, gamma):
+def wide_focal_power_float64(away, gamma):
     times = gamma * away
-    return exp_wide(HELD_POWER if times > HELD_POWER else times)
+    return wide_exp_float64(HELD_POWER if times > HELD_POWER else times)
 
 
 # A loss or a slope times its power and the label's share, of which 0 makes nothing of infinity.
 @formula
-def focal_product_wide(z, y, value, power, positive, negative):
+def wide_focal_product_float64(z, y, value, power, positive, negative):
     share = fma(positive, y, negative * (1.0 - y))
     return 0.0 if share == 0.0 and z == z else value * power * share
 
 
 # All of it for one element; loops over rows take a step for all of a row before the next.
 @formula
-def focal_wide_loss(z, y, gamma, positive, negative):
-    loss, tail, n, q = focal_terms_wide(z, y)
-    power = q * q if gamma == 2.0 else focal_power_wide(tail - log_wide(n), gamma)
-    return focal_product_wide(z, y, loss, power, positive, negative)
+def wide_focal_loss_float64(z, y, gamma, positive, negative):
+    loss, tail, n, q = wide_focal_terms_float64(z, y, wide_exp_of_logit_float64(z))
+    power = q * q if gamma == 2.0 else wide_focal_power_float64(tail - wide_log_float64(n), gamma)
+    return wide_focal_product_float64(z, y, loss, power, positive, negative)
 
 
 # The same for the derivative.
 @formula
-def focal_wide_gradient(z, y, gamma, positive, negative):
-    slope, tail, n, q = focal_slope_wide(z, y, gamma)
-    power = q * q if gamma == 2.0 else focal_power_wide(tail - log_wide(n), gamma)
-    return focal_product_wide(z, y, slope, power, positive, negative)
+def wide_focal_gradient_float64(z, y, gamma, positive, negative):
+    slope, tail, n, q = wide_focal_slope_float64(z, y, wide_exp_of_logit_float64(z), gamma)
+    power = q * q if gamma == 2.0 else wide_focal_power_float64(tail - wide_log_float64(n), gamma)
+    return wide_focal_product_float64(z, y, slope, power, positive, negative)
 
 
 # Sums.  Element i of a block goes to lane i mod LANES; lanes are folded by halving.  A block shorter than it
@@ -2799,8 +2801,9 @@ def focal_numbers(scratch_at):
     return numbers[0], numbers[1], numbers[2]
 
 
-# Focal losses and gradients of float32, step by step: a row takes each before the next, since all in one are a chain that
-# an element waits for (1.8 ns, not 1.2; with gamma = 2 @@ and @@).
+# Focal losses and gradients of float32.  A row takes each step before the next, since all of them in one loop are a
+# chain that each element waits for (1.8 ns a loss, not 1.2); `powers` holds exp(-|z|), wrong + right e, -log(1-p_t) and
+# its power in turn.  With a gamma of 2, which nearly all ask for, that is a square (0.77 ns).
 
 
 @maker
@@ -2815,28 +2818,77 @@ def focal_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
             for j in range(width):
-                values[j], _, _, q = focal_terms_wide(F64(x[row + j]), F64(y[row + j]))
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                values[j], _, _, q = wide_focal_terms_float64(zi, yi, powers[j])
                 powers[j] = q * q
         else:
             for j in range(width):
-                values[j], tails[j], powers[j], _ = focal_terms_wide(F64(x[row + j]), F64(y[row + j]))
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                values[j], tails[j], powers[j], _ = wide_focal_terms_float64(zi, yi, powers[j])
             for j in range(width):
-                powers[j] = tails[j] - log_wide(powers[j])
+                powers[j] = tails[j] - wide_log_float64(powers[j])
             for j in range(width):
-                powers[j] = focal_power_wide(powers[j], gamma)
+                powers[j] = wide_focal_power_float64(powers[j], gamma)
         for j in range(width):
             yi = y[row + j]
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
-            values[j] = focal_product_wide(x[row + j], F64(yi), values[j], powers[j], positive, negative)
+            values[j] = wide_focal_product_float64(x[row + j], F64(yi), values[j], powers[j], positive, negative)
         if w_at == 0:
             for j in range(width):
                 lanes[j] += values[j]
         else:
             for j in range(width):
                 lanes[j] = fma(w[row + j], values[j], lanes[j])
+    if largest_y > U32(0x3F800000):
+        return np.nan
+    return fold(lanes) if I64(scale) & LAST else 0.0
+
+
+@maker
+def focal_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the focal losses of a block, and the gradient of each element, which share all but a few steps.
+
+    The gradients' scale stands before the scratch memory.
+    """
+    x, y, out = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(out_at, BLOCK, F32)
+    lanes, values = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    tails, powers = array_at(scratch_at + 16 * LANES, LANES, F64), array_at(scratch_at + 24 * LANES, LANES, F64)
+    losses, factor = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
+    gamma, positive, negative = focal_numbers(scratch_at)
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+    largest_y = U32(0)
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
+        if gamma == 2.0:
+            for j in range(width):
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                losses[j], _, _, _ = wide_focal_terms_float64(zi, yi, powers[j])
+                values[j], _, _, q = wide_focal_slope_float64(zi, yi, powers[j], gamma)
+                powers[j] = q * q
+        else:
+            for j in range(width):
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                losses[j], _, _, _ = wide_focal_terms_float64(zi, yi, powers[j])
+                values[j], tails[j], powers[j], _ = wide_focal_slope_float64(zi, yi, powers[j], gamma)
+            for j in range(width):
+                powers[j] = tails[j] - wide_log_float64(powers[j])
+            for j in range(width):
+                powers[j] = wide_focal_power_float64(powers[j], gamma)
+        for j in range(width):
+            yi = y[row + j]
+            bits = bits_of_float32(yi + F32(0.0))
+            largest_y = bits if bits > largest_y else largest_y
+            values[j] = wide_focal_product_float64(x[row + j], F64(yi), values[j], powers[j], positive, negative)
+            out[row + j] = F32(values[j] * factor)
+            lanes[j] += wide_focal_product_float64(x[row + j], F64(yi), losses[j], powers[j], positive, negative)
     if largest_y > U32(0x3F800000):
         return np.nan
     return fold(lanes) if I64(scale) & LAST else 0.0
@@ -2854,22 +2906,26 @@ def each_focal_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
             for j in range(width):
-                values[j], _, _, q = focal_terms_wide(F64(x[row + j]), F64(y[row + j]))
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                values[j], _, _, q = wide_focal_terms_float64(zi, yi, powers[j])
                 powers[j] = q * q
         else:
             for j in range(width):
-                values[j], tails[j], powers[j], _ = focal_terms_wide(F64(x[row + j]), F64(y[row + j]))
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                values[j], tails[j], powers[j], _ = wide_focal_terms_float64(zi, yi, powers[j])
             for j in range(width):
-                powers[j] = tails[j] - log_wide(powers[j])
+                powers[j] = tails[j] - wide_log_float64(powers[j])
             for j in range(width):
-                powers[j] = focal_power_wide(powers[j], gamma)
+                powers[j] = wide_focal_power_float64(powers[j], gamma)
         for j in range(width):
             yi = y[row + j]
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
-            values[j] = focal_product_wide(x[row + j], F64(yi), values[j], powers[j], positive, negative)
+            values[j] = wide_focal_product_float64(x[row + j], F64(yi), values[j], powers[j], positive, negative)
         if w_at == 0:
             for j in range(width):
                 out[row + j] = F32(values[j] * scale)
@@ -2891,22 +2947,26 @@ def each_focal_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
             for j in range(width):
-                values[j], _, _, q = focal_slope_wide(F64(x[row + j]), F64(y[row + j]), gamma)
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                values[j], _, _, q = wide_focal_slope_float64(zi, yi, powers[j], gamma)
                 powers[j] = q * q
         else:
             for j in range(width):
-                values[j], tails[j], powers[j], _ = focal_slope_wide(F64(x[row + j]), F64(y[row + j]), gamma)
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                values[j], tails[j], powers[j], _ = wide_focal_slope_float64(zi, yi, powers[j], gamma)
             for j in range(width):
-                powers[j] = tails[j] - log_wide(powers[j])
+                powers[j] = tails[j] - wide_log_float64(powers[j])
             for j in range(width):
-                powers[j] = focal_power_wide(powers[j], gamma)
+                powers[j] = wide_focal_power_float64(powers[j], gamma)
         for j in range(width):
             yi = y[row + j]
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
-            values[j] = focal_product_wide(x[row + j], F64(yi), values[j], powers[j], positive, negative)
+            values[j] = wide_focal_product_float64(x[row + j], F64(yi), values[j], powers[j], positive, negative)
         if w_at == 0:
             for j in range(width):
                 out[row + j] = F32(values[j] * scale)
@@ -2928,22 +2988,26 @@ def each_focal_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
             for j in range(width):
-                values[j], _, _, q = focal_terms_wide(F64(x[row + j]), F64(y[row + j]))
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                values[j], _, _, q = wide_focal_terms_float64(zi, yi, powers[j])
                 powers[j] = q * q
         else:
             for j in range(width):
-                values[j], tails[j], powers[j], _ = focal_terms_wide(F64(x[row + j]), F64(y[row + j]))
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+                values[j], tails[j], powers[j], _ = wide_focal_terms_float64(zi, yi, powers[j])
             for j in range(width):
-                powers[j] = tails[j] - log_wide(powers[j])
+                powers[j] = tails[j] - wide_log_float64(powers[j])
             for j in range(width):
-                powers[j] = focal_power_wide(powers[j], gamma)
+                powers[j] = wide_focal_power_float64(powers[j], gamma)
         for j in range(width):
             yi = y[row + j]
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
-            values[j] = focal_product_wide(x[row + j], F64(yi), values[j], powers[j], positive, negative)
+            values[j] = wide_focal_product_float64(x[row + j], F64(yi), values[j], powers[j], positive, negative)
         if w_at == 0:
             for j in range(width):
                 out[row + j] = F64(values[j] * scale)

@@ -142,7 +142,7 @@ def test_every_coefficient_of_the_source_is_a_fitted_one(filename):
     names = [name for name in fits if not (on_host and name.endswith("_16_bits"))]  # that fit is for devices alone
     fitted = {float(number) for name in names for number in fits[name]["coefficients"]}
     source = (ROOT / "nbbce" / filename).read_text()
-    shown = re.findall(r"^(?:NEAR|LOG|EXP|LOG1P)_\d\d_\d+ = (?:F32\()?([-+.\de]+)\)?$", source, re.MULTILINE)
+    shown = re.findall(r"^(?:NEAR|LOG|EXP|LOG1P)_(?:\d\d|WIDE)_\d+ = (?:F32\()?([-+.\de]+)\)?$", source, re.MULTILINE)
     assert sorted(map(float, shown)) == sorted(fitted)
 
 
@@ -287,6 +287,7 @@ def points(parameter: str, dtype: type) -> list[Any]:
         "gamma": [0.0, 0.5, 2.0, 7.3],
         "positive": [0.25, 1.0, 0.0],
         "negative": [0.75, 1.0],
+        "value": [0.0, -1e-300, 0.7, np.inf, np.nan],
         # Values of the polynomials.
         "q": [0.5, *rng.uniform(0.5, 0.8, 9)],
         "p": [-0.5, *rng.uniform(-0.65, -0.4, 9)],

@@ -44,7 +44,7 @@ class Polynomial(NamedTuple):
     def constants(self) -> str:
         """The comment and the assignments of the coefficients."""
         fit = COEFFICIENTS[self.fit]
-        wrap = "{}" if self.fit.endswith(("float64", "wide")) else "F32({})"
+        wrap = "{}" if self.fit.endswith("float64") else "F32({})"
         lines = [f"# {fit['says']}.", f"# Largest error of the fit: {fit['largest_error']}."]
         lines += [f"{self.symbol}{k} = {wrap.format(c)}" for k, c in enumerate(fit["coefficients"])]
         return "\n".join(lines) + "\n"
@@ -100,8 +100,8 @@ NEAR_32, LOG_32 = Polynomial("near_end_float32", "NEAR_32_"), Polynomial("log_fl
 NEAR_64, LOG_64 = Polynomial("near_end_float64", "NEAR_64_"), Polynomial("log_float64", "LOG_64_")
 EXP_32, LOG1P_32 = Polynomial("exp_float32", "EXP_32_"), Polynomial("log1p_float32", "LOG1P_32_")
 EXP_64 = Polynomial("exp_float64", "EXP_64_")
-EXP_WIDE, LOG_WIDE = Polynomial("exp_wide", "EXP_WIDE_"), Polynomial("log_wide", "LOG_WIDE_")
-LOG1P_WIDE = Polynomial("log1p_wide", "LOG1P_WIDE_")
+EXP_WIDE, LOG_WIDE = Polynomial("wide_exp_float64", "EXP_WIDE_"), Polynomial("wide_log_float64", "LOG_WIDE_")
+LOG1P_WIDE = Polynomial("wide_log1p_float64", "LOG1P_WIDE_")
 NEAR_16 = Polynomial("near_end_16_bits", "NEAR_16_")
 
 # log 2 = HIGH + LOW.  HIGH ends early enough that its product with any exponent is exact: |e| < 256 for float32
@@ -935,13 +935,13 @@ def focal_gradient_float64(z, y, gamma, positive, negative):
 """,
         ),
         Formula(
-            "exp_wide",
-            "Of float32 the focal loss is computed in float64, which has the digits and the range that errors and late\n"
-            "factors stand for above: one sum of each, and nothing to multiply in last.  Logarithms and exponentials\n"
-            "are good to 2^-32, of which gamma = 10 leaves 2^-28.\n\n"
+            "wide_exp_float64",
+            "Of float32 the focal loss is computed in float64 alone: it has the digits that errors stand for above,\n"
+            "and the range that late factors do.  Logarithms and exponentials are good to 2^-32, of which a gamma of\n"
+            "10 leaves 2^-28.\n\n"
             "exp(-away) for away in [0, HELD_POWER].",
             f"""\
-def exp_wide(away):
+def wide_exp_float64(away):
     shifted = fma(away, -LOG2_E_64, ROUND_64)
     v = fma(shifted - ROUND_64, -LOG2_64, -away)
     {EXP_WIDE.even_odd("p", "v")}
@@ -950,19 +950,19 @@ def exp_wide(away):
 """,
         ),
         Formula(
-            "log1p_wide",
-            "log(1+e) for e in [0, 1].",
+            "wide_log1p_float64",
+            "log(1+u) for u in [0, 1].",
             f"""\
-def log1p_wide(e):
-    {LOG1P_WIDE.even_odd("h", "e")}
-    return fma(ee, fma(e, h, -0.5), e)
+def wide_log1p_float64(u):
+    {LOG1P_WIDE.even_odd("h", "u")}
+    return fma(uu, fma(u, h, -0.5), u)
 """,
         ),
         Formula(
-            "log_wide",
+            "wide_log_float64",
             "log n for n in (0, 1]; of 0 some -709, which is as good as any where l is 0.",
             f"""\
-def log_wide(n):
+def wide_log_float64(n):
     e, m = split_float64(n)
     g = m - 1.0
     {LOG_WIDE.even_odd("p", "g")}
@@ -970,84 +970,86 @@ def log_wide(n):
 """,
         ),
         Formula(
-            "focal_sides_wide",
-            "|z|, held; e = exp(-|z|), which is 0 where it is; and the label's shares on the wrong side and the right one.",
+            "wide_exp_of_logit_float64",
+            "exp(-|z|), and 0 beyond HELD_WIDE.",
             """\
-def focal_sides_wide(z, y):
+def wide_exp_of_logit_float64(z):
     a = -z if z < 0.0 else z
     gone = a > F64(HELD_WIDE)
-    held = F64(HELD_WIDE) if gone else a
+    return 0.0 if gone else wide_exp_float64(F64(HELD_WIDE) if gone else a)
+""",
+        ),
+        Formula(
+            "wide_focal_terms_float64",
+            "Of u = exp(-|z|): the loss l; and what the power is of: log(1+u), wrong + right u, and their 1-p_t.",
+            """\
+def wide_focal_terms_float64(z, y, u):
+    a = -z if z < 0.0 else z
     rest = 1.0 - y
     wrong, right = (rest, y) if z > 0.0 else (y, rest)
-    return held, 0.0 if gone else exp_wide(held), wrong, right
+    tail = wide_log1p_float64(u)
+    n = fma(right, u, wrong)
+    return fma(wrong, 0.0 if wrong == 0.0 else a, tail), tail, n, n / (1.0 + u)
 """,
         ),
         Formula(
-            "focal_terms_wide",
-            "The loss l; what the power is of: log(1+e), wrong + right e, and their 1-p_t.",
+            "wide_focal_slope_float64",
+            "l' + gamma l (1-2y) u / ((1+u) (wrong + right u)), and the same three.  One division gives both\n"
+            "quotients; a hard label on the right side leaves (1-2y) / (1+u) of the second.  |z| is held, since an\n"
+            "infinite l has no part in it.",
             """\
-def focal_terms_wide(z, y):
-    _, e, wrong, right = focal_sides_wide(z, y)
+def wide_focal_slope_float64(z, y, u, gamma):
     a = -z if z < 0.0 else z
-    tail = log1p_wide(e)
-    n = fma(right, e, wrong)
-    return fma(wrong, 0.0 if wrong == 0.0 else a, tail), tail, n, n / (1.0 + e)
-""",
-        ),
-        Formula(
-            "focal_slope_wide",
-            "l' + gamma l (1-2y) e / ((1+e) (wrong + right e)), and the same three.  One division gives both\n"
-            "quotients; a hard label on the right side leaves (1-2y) / (1+e) of the second.",
-            """\
-def focal_slope_wide(z, y, gamma):
-    held, e, wrong, right = focal_sides_wide(z, y)
-    tail = log1p_wide(e)
-    n, d = fma(right, e, wrong), 1.0 + e
+    rest = 1.0 - y
+    wrong, right = (rest, y) if z > 0.0 else (y, rest)
+    tail = wide_log1p_float64(u)
+    n, d = fma(right, u, wrong), 1.0 + u
     clear = wrong == 0.0
     other = 1.0 if clear else n
     both = 1.0 / (d * other)
     over = both * other
-    slope = fma(-right, e, wrong) * over
-    bend = gamma * fma(wrong, held, tail) * fma(-2.0, y, 1.0) * (over if clear else e * both)
+    loss = fma(wrong, F64(HELD_WIDE) if a > F64(HELD_WIDE) else a, tail)
+    slope = fma(-right, u, wrong) * over
+    bend = gamma * loss * fma(-2.0, y, 1.0) * (over if clear else u * both)
     return (slope if z > 0.0 else -slope) + bend, tail, n, n * over
 """,
         ),
         Formula(
-            "focal_power_wide",
+            "wide_focal_power_float64",
             "(1-p_t)^gamma of -log(1-p_t).  For gamma = 2, which nearly all ask for, it is a square instead.",
             """\
-def focal_power_wide(away, gamma):
+def wide_focal_power_float64(away, gamma):
     times = gamma * away
-    return exp_wide(HELD_POWER if times > HELD_POWER else times)
+    return wide_exp_float64(HELD_POWER if times > HELD_POWER else times)
 """,
         ),
         Formula(
-            "focal_product_wide",
+            "wide_focal_product_float64",
             "A loss or a slope times its power and the label's share, of which 0 makes nothing of infinity.",
             """\
-def focal_product_wide(z, y, value, power, positive, negative):
+def wide_focal_product_float64(z, y, value, power, positive, negative):
     share = fma(positive, y, negative * (1.0 - y))
     return 0.0 if share == 0.0 and z == z else value * power * share
 """,
         ),
         Formula(
-            "focal_wide_loss",
+            "wide_focal_loss_float64",
             "All of it for one element; loops over rows take a step for all of a row before the next.",
             """\
-def focal_wide_loss(z, y, gamma, positive, negative):
-    loss, tail, n, q = focal_terms_wide(z, y)
-    power = q * q if gamma == 2.0 else focal_power_wide(tail - log_wide(n), gamma)
-    return focal_product_wide(z, y, loss, power, positive, negative)
+def wide_focal_loss_float64(z, y, gamma, positive, negative):
+    loss, tail, n, q = wide_focal_terms_float64(z, y, wide_exp_of_logit_float64(z))
+    power = q * q if gamma == 2.0 else wide_focal_power_float64(tail - wide_log_float64(n), gamma)
+    return wide_focal_product_float64(z, y, loss, power, positive, negative)
 """,
         ),
         Formula(
-            "focal_wide_gradient",
+            "wide_focal_gradient_float64",
             "The same for the derivative.",
             """\
-def focal_wide_gradient(z, y, gamma, positive, negative):
-    slope, tail, n, q = focal_slope_wide(z, y, gamma)
-    power = q * q if gamma == 2.0 else focal_power_wide(tail - log_wide(n), gamma)
-    return focal_product_wide(z, y, slope, power, positive, negative)
+def wide_focal_gradient_float64(z, y, gamma, positive, negative):
+    slope, tail, n, q = wide_focal_slope_float64(z, y, wide_exp_of_logit_float64(z), gamma)
+    power = q * q if gamma == 2.0 else wide_focal_power_float64(tail - wide_log_float64(n), gamma)
+    return wide_focal_product_float64(z, y, slope, power, positive, negative)
 """,
         ),
     )
@@ -1739,28 +1741,33 @@ def each_focal_${what}_float64(x_at, y_at, w_at, scale, out_at, count, scratch_a
 
 FOCAL_32_LEGEND = """
 
-# Focal losses and gradients of float32, step by step: a row takes each before the next, since all in one are a chain that
-# an element waits for (1.8 ns, not 1.2; with gamma = 2 @@ and @@).
+# Focal losses and gradients of float32.  A row takes each step before the next, since all of them in one loop are a
+# chain that each element waits for (1.8 ns a loss, not 1.2); `powers` holds exp(-|z|), wrong + right e, -log(1-p_t) and
+# its power in turn.  With a gamma of 2, which nearly all ask for, that is a square (0.77 ns).
 """
 FOCAL_ROWS_32 = """\
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
             for j in range(width):
-                values[j], _, _, q = $terms
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+$also                values[j], _, _, q = $terms
                 powers[j] = q * q
         else:
             for j in range(width):
-                values[j], tails[j], powers[j], _ = $terms
+                zi, yi = F64(x[row + j]), F64(y[row + j])
+$also                values[j], tails[j], powers[j], _ = $terms
             for j in range(width):
-                powers[j] = tails[j] - log_wide(powers[j])
+                powers[j] = tails[j] - wide_log_float64(powers[j])
             for j in range(width):
-                powers[j] = focal_power_wide(powers[j], gamma)
+                powers[j] = wide_focal_power_float64(powers[j], gamma)
         for j in range(width):
             yi = y[row + j]
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
-            values[j] = focal_product_wide(x[row + j], F64(yi), values[j], powers[j], positive, negative)
+            values[j] = wide_focal_product_float64(x[row + j], F64(yi), values[j], powers[j], positive, negative)
 """
 FOCAL_32 = Template(
     '''
@@ -1784,6 +1791,33 @@ def focal_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         else:
             for j in range(width):
                 lanes[j] = fma(w[row + j], values[j], lanes[j])
+    if largest_y > U32($BITS_OF_ONE):
+        return np.nan
+    return fold(lanes) if I64(scale) & LAST else 0.0
+"""
+)
+FOCAL_BOTH_32 = Template(
+    '''
+
+@maker
+def focal_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the focal losses of a block, and the gradient of each element, which share all but a few steps.
+
+    The gradients' scale stands before the scratch memory.
+    """
+    x, y, out = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(out_at, BLOCK, F32)
+    lanes, values = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    tails, powers = array_at(scratch_at + 16 * LANES, LANES, F64), array_at(scratch_at + 24 * LANES, LANES, F64)
+    losses, factor = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
+    gamma, positive, negative = focal_numbers(scratch_at)
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+    largest_y = U32(0)
+'''
+    + FOCAL_ROWS_32
+    + """\
+            out[row + j] = F32(values[j] * factor)
+            lanes[j] += wide_focal_product_float64(x[row + j], F64(yi), losses[j], powers[j], positive, negative)
     if largest_y > U32($BITS_OF_ONE):
         return np.nan
     return fold(lanes) if I64(scale) & LAST else 0.0
@@ -1814,6 +1848,12 @@ def each_focal_${what}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     return F64(largest_y > U32($BITS_OF_ONE))
 """
 )
+# What the rows compute first.
+FOCAL_TERMS = {
+    "loss": "wide_focal_terms_float64(zi, yi, powers[j])",
+    "gradient": "wide_focal_slope_float64(zi, yi, powers[j], gamma)",
+}
+ALSO_LOSS = f"                losses[j], _, _, _ = {FOCAL_TERMS['loss']}\n"
 
 FOCAL_NUMBERS = """
 
@@ -2852,16 +2892,15 @@ def render_cpu() -> str:
             text += CHECK.substitute(words)
     text += FOCAL_NUMBERS + FOCAL_32_LEGEND
     narrow, wide = (f.words for f in FLOATS)
-    terms = "focal_terms_wide(F64(x[row + j]), F64(y[row + j]))"
-    slope = "focal_slope_wide(F64(x[row + j]), F64(y[row + j]), gamma)"
-    text += FOCAL_32.substitute(narrow, terms=terms)
+    text += FOCAL_32.substitute(narrow, terms=FOCAL_TERMS["loss"], also="")
+    text += FOCAL_BOTH_32.substitute(narrow, terms=FOCAL_TERMS["gradient"], also=ALSO_LOSS)
     for what, says, out_T in (
         ("loss_float32", "loss", "F32"),
         ("gradient_float32", "gradient", "F32"),
         ("wide_loss", "loss", "F64"),
     ):
         words = narrow | {"what": what, "says": says, "out_T": out_T}
-        text += EACH_FOCAL_32.substitute(words, terms=slope if says == "gradient" else terms)
+        text += EACH_FOCAL_32.substitute(words, terms=FOCAL_TERMS[says], also="")
     text += FOCAL_64.substitute(wide)
     text += "".join(EACH_FOCAL_64.substitute(wide, what=what) for what in ("loss", "gradient"))
     for f in FLOATS:
