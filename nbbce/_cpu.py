@@ -165,9 +165,10 @@ def _types_and_makers(
     # Labels of one byte in memory are summed as they are.
     family = call.family
     plain = summing and w is None and not (shares or check)
-    hard = plain and (not family or (family == "logits_" and computed == "float32"))
+    hard = plain and (not family or (family, computed) == ("logits_", "float32"))
     as_bytes = hard and not family and direct[TARGET] and y in ("uint8", "int8", "bool")
-    both = plain and family and computed == "float32" and results[1] and not (mask or grad_output)
+    one_walk = (family, computed) == ("logits_", "float32") or family == "focal_"
+    both = plain and one_walk and results[1] and not (mask or grad_output)
 
     # Sums along axes take what a walk returns for an index, so there nothing is left for later.
     def address(name: str, wanted: object = True, later: object = False) -> int:
@@ -182,6 +183,7 @@ def _types_and_makers(
         pair = f"{inner}_to_{kind}" if operand >= LOSS else f"{kind}_to_{inner}"
         copiers.append(address(f"copy_{pair}", kind is not None and not in_place))
     items = [1 if operand == TARGET and as_bytes else sizes[inner] for operand, inner in enumerate(seen)]
+    product = "product_" if family == "logits_" else ""
     hard_sum = "logits_product_sum_float32" if family else f"hard_sum_{computed}_{'byte' if as_bytes else 'float'}"
     # The domain is that of the labels alone for every logit.
     domain = "logits_" if family else ""
@@ -218,7 +220,7 @@ def _types_and_makers(
         0,
         0,
         address(f"copy_{y}_to_{computed}", as_bytes),
-        address(f"{'focal' if family == 'focal_' else 'logits_product'}_sum_and_gradient_float32", both, later=True),
+        address(f"{family}{product}sum_and_gradient_{computed}", both, later=True),
         bool(family),
     ]
 

@@ -828,7 +828,7 @@ def two_sum_float64(a, b):
 def two_product_float64(a, a_error, b, b_error):
     product = a * b
     error = fma(a, b, -product) + fma(a, b_error, a_error * b)
-    return product, error if -1e300 < product < 1e300 else 0.0
+    return product, error if -1.7e308 < product < 1.7e308 else 0.0
 
 
 # (n + n_error) / (d + d_error), a quotient and its error, of its residual.
@@ -913,42 +913,56 @@ def exact_log_float64(n, small):
     return two_sum_float64(log, error + (fma(s * z, p, e * LOG2_LOW_64) + (2.0 * s_error + small / n)))
 
 
-# The loss l and (1-p_t)^gamma, in two factors, each as a sum of two; all are to be multiplied by `late`.
+# (1-p_t)^gamma of its logarithm, log - tail: in two factors, each as a sum of two, and what both are to
+# be multiplied by.  Far out, where a large l may still bring it back, a square, whose root is given twice.
 @formula
-def focal_parts_float64(z, y, gamma):
+def focal_powers_float64(tail, tail_error, log, log_error, gamma):
+    away, away_error = two_sum_float64(-log, tail)
+    away, away_error = two_sum_float64(away, away_error + (tail_error - log_error))
+    times = gamma * away
+    times_error = fma(gamma, away, -times) + gamma * away_error
+    beyond = times > HELD_FOCAL
+    times, times_error = (0.5 * times, 0.5 * times_error) if beyond else (times, times_error)
+    over = times > HELD_FOCAL
+    times, times_error = (HELD_FOCAL, 0.0) if over else (times, times_error)
+    power, power_error, late = exact_exp_float64(times, times_error)
+    again, again_error, again_late = (power, power_error, late) if beyond else (1.0, 0.0, 1.0)
+    return power, power_error, again, again_error, late * again_late
+
+
+# The loss l and (1-p_t)^gamma, in two factors, each as a sum of two; all are to be multiplied by `late`.
+# Of a gamma of 2 the factors are 1-p_t twice.  All is made of e = (u + small) late and log(1+e), |z| held.
+@formula
+def focal_parts_float64(z, y, gamma, u, small, late, tail, tail_error):
     a = -z if z < 0.0 else z
     held = HELD_FOCAL if a > HELD_FOCAL else a
     rest = 1.0 - y
     error = (1.0 - rest) - y
     wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
     clear = wrong == 0.0
-    u, small, late = exact_exp_float64(held, 0.0)
-    tail, tail_error = exact_log1p_float64(u, small, late)
     # l = wrong |z| + log(1+e)
     e, last = u * late, late if clear else 1.0
-    paid = wrong * (0.0 if clear else a)
-    paid_error = fma(wrong, held, -wrong * held) + wrong_error * held if a <= HELD_FOCAL else 0.0
+    paid = wrong * held
+    paid_error = fma(wrong, held, -paid) + wrong_error * held
     add, add_error = (tail, tail_error) if clear else (tail * late, tail_error * late)
     loss, loss_error = two_sum_float64(paid, add)
-    loss, loss_error = two_sum_float64(loss, loss_error + add_error + paid_error) if loss < 1e300 else (loss, 0.0)
-    # -log(1-p_t) = log(1+e) - log(wrong + right e), where a hard label on the right side leaves log e = -|z|.
+    loss, loss_error = two_sum_float64(loss, loss_error + add_error + paid_error)
+    # 1-p_t = (wrong + right e) / (1+e), where a hard label on the right side leaves e / (1+e), and log e = -|z|.
     product = right * e
     n, n_error = two_sum_float64(wrong, product)
     n_error += fma(right, e, -product) + fma(right, small * late, fma(right_error, e, wrong_error))
-    log, log_error = exact_log_float64(1.0 if clear else n, 0.0 if clear else n_error)
-    log, log_error = (-a if a < 1e300 else -1e300, 0.0) if clear else (log, log_error)
-    away, away_error = two_sum_float64(-log, tail * late)
-    away, away_error = two_sum_float64(away, away_error + (tail_error * late - log_error))
-    times = gamma * away
-    times_error = fma(gamma, away, -times) + gamma * away_error
-    # Far out, where a large l may still bring it back, the power is a square, of which the root is returned twice.
-    beyond = times > HELD_FOCAL
-    times, times_error = (0.5 * times, 0.5 * times_error) if beyond else (times, times_error)
-    over = times > HELD_FOCAL
-    times, times_error = (HELD_FOCAL, 0.0) if over else (times, times_error)
-    power, power_error, power_late = exact_exp_float64(times, times_error)
-    again, again_error, again_late = (power, power_error, power_late) if beyond else (1.0, 0.0, 1.0)
-    return loss, loss_error, power, power_error, again, again_error, last * power_late * again_late
+    if gamma == 2.0:
+        n, n_error, n_late = (u, small, late) if clear else (n, n_error, 1.0)
+        d, d_error = two_sum_float64(1.0, e)
+        power, power_error = two_quotient_float64(n, n_error, d, d_error + small * late)
+        again, again_error, power_late = power, power_error, n_late * n_late
+    else:
+        log, log_error = exact_log_float64(1.0 if clear else n, 0.0 if clear else n_error)
+        log, log_error = (-held, 0.0) if clear else (log, log_error)
+        power, power_error, again, again_error, power_late = focal_powers_float64(
+            tail * late, tail_error * late, log, log_error, gamma
+        )
+    return loss, loss_error, power, power_error, again, again_error, last * power_late
 
 
 # The share of a label, as a sum of two; `positive` is alpha and `negative` 1-alpha, or both 1.
@@ -960,10 +974,17 @@ def focal_share_float64(y, positive, negative):
     return share, error + fma(positive, y, -one) + fma(negative, rest, -other) + negative * ((1.0 - rest) - y)
 
 
-# The focal loss of a logit and its label.
+# The focal loss of a logit and its label, from e and log(1+e) on.
 @formula
-def focal_loss_float64(z, y, gamma, positive, negative):
-    loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(z, y, gamma)
+def focal_loss_of_exp_float64(z, y, gamma, positive, negative, u, small, late, tail, tail_error):
+    loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(
+        z, y, gamma, u, small, late, tail, tail_error
+    )
+    a = -z if z < 0.0 else z
+    rest = 1.0 - y
+    wrong, wrong_error = (rest, (1.0 - rest) - y) if z > 0.0 else (y, 0.0)
+    paid, paid_error = two_product_float64(wrong, wrong_error, a, 0.0)
+    loss, loss_error = (paid, paid_error) if a > HELD_FOCAL and wrong > 0.0 else (loss, loss_error)
     share, share_error = focal_share_float64(y, positive, negative)
     product, error = two_product_float64(loss, loss_error, power, power_error)
     product, error = two_product_float64(product, error, again, again_error)
@@ -973,17 +994,14 @@ def focal_loss_float64(z, y, gamma, positive, negative):
 
 # Its derivative, share (1-p_t)^gamma (l' + gamma l (1-2y) e / ((1+e) (wrong + right e))).
 @formula
-def focal_gradient_float64(z, y, gamma, positive, negative):
-    a = -z if z < 0.0 else z
-    held = HELD_FOCAL if a > HELD_FOCAL else a
-    loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(
-        -held if z < 0.0 else held, y, gamma
+def focal_gradient_of_exp_float64(z, y, gamma, positive, negative, u, small, late, tail, tail_error):
+    loss, loss_error, power, power_error, again, again_error, last = focal_parts_float64(
+        z, y, gamma, u, small, late, tail, tail_error
     )
     rest = 1.0 - y
     error = (1.0 - rest) - y
     wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
-    u, small, u_late = exact_exp_float64(held, 0.0)
-    e, e_error = u * u_late, small * u_late
+    e, e_error = u * late, small * late
     clear = wrong == 0.0
     d, d_error = two_sum_float64(1.0, e)
     d_error += e_error
@@ -1007,7 +1025,30 @@ def focal_gradient_float64(z, y, gamma, positive, negative):
     total, error = two_product_float64(total, error + (slope_error + bend_error), power, power_error)
     total, error = two_product_float64(total, error, again, again_error)
     total, error = two_product_float64(total, error, *focal_share_float64(y, positive, negative))
-    return total + error, late
+    return total + error, last
+
+
+# exp(-|z|) as (u + small) late, |z| held.
+@formula
+def focal_exp_float64(z):
+    a = -z if z < 0.0 else z
+    return exact_exp_float64(HELD_FOCAL if a > HELD_FOCAL else a, 0.0)
+
+
+# The focal loss of a logit and its label.
+@formula
+def focal_loss_float64(z, y, gamma, positive, negative):
+    u, small, late = focal_exp_float64(z)
+    tail, tail_error = exact_log1p_float64(u, small, late)
+    return focal_loss_of_exp_float64(z, y, gamma, positive, negative, u, small, late, tail, tail_error)
+
+
+# The focal gradient of a logit and its label.
+@formula
+def focal_gradient_float64(z, y, gamma, positive, negative):
+    u, small, late = focal_exp_float64(z)
+    tail, tail_error = exact_log1p_float64(u, small, late)
+    return focal_gradient_of_exp_float64(z, y, gamma, positive, negative, u, small, late, tail, tail_error)
 
 
 # Of float32 the focal loss is computed in float64 alone: it has the digits that errors stand for above,

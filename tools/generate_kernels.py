@@ -760,7 +760,7 @@ def two_sum_float64(a, b):
 def two_product_float64(a, a_error, b, b_error):
     product = a * b
     error = fma(a, b, -product) + fma(a, b_error, a_error * b)
-    return product, error if -1e300 < product < 1e300 else 0.0
+    return product, error if -1.7e308 < product < 1.7e308 else 0.0
 """,
         ),
         Formula(
@@ -830,43 +830,59 @@ def exact_log_float64(n, small):
 """,
         ),
         Formula(
-            "focal_parts_float64",
-            "The loss l and (1-p_t)^gamma, in two factors, each as a sum of two; all are to be multiplied by `late`.",
+            "focal_powers_float64",
+            "(1-p_t)^gamma of its logarithm, log - tail: in two factors, each as a sum of two, and what both are to\n"
+            "be multiplied by.  Far out, where a large l may still bring it back, a square, whose root is given twice.",
             """\
-def focal_parts_float64(z, y, gamma):
+def focal_powers_float64(tail, tail_error, log, log_error, gamma):
+    away, away_error = two_sum_float64(-log, tail)
+    away, away_error = two_sum_float64(away, away_error + (tail_error - log_error))
+    times = gamma * away
+    times_error = fma(gamma, away, -times) + gamma * away_error
+    beyond = times > HELD_FOCAL
+    times, times_error = (0.5 * times, 0.5 * times_error) if beyond else (times, times_error)
+    over = times > HELD_FOCAL
+    times, times_error = (HELD_FOCAL, 0.0) if over else (times, times_error)
+    power, power_error, late = exact_exp_float64(times, times_error)
+    again, again_error, again_late = (power, power_error, late) if beyond else (1.0, 0.0, 1.0)
+    return power, power_error, again, again_error, late * again_late
+""",
+        ),
+        Formula(
+            "focal_parts_float64",
+            "The loss l and (1-p_t)^gamma, in two factors, each as a sum of two; all are to be multiplied by `late`.\n"
+            "Of a gamma of 2 the factors are 1-p_t twice.  All is made of e = (u + small) late and log(1+e), |z| held.",
+            """\
+def focal_parts_float64(z, y, gamma, u, small, late, tail, tail_error):
     a = -z if z < 0.0 else z
     held = HELD_FOCAL if a > HELD_FOCAL else a
     rest = 1.0 - y
     error = (1.0 - rest) - y
     wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
     clear = wrong == 0.0
-    u, small, late = exact_exp_float64(held, 0.0)
-    tail, tail_error = exact_log1p_float64(u, small, late)
     # l = wrong |z| + log(1+e)
     e, last = u * late, late if clear else 1.0
-    paid = wrong * (0.0 if clear else a)
-    paid_error = fma(wrong, held, -wrong * held) + wrong_error * held if a <= HELD_FOCAL else 0.0
+    paid = wrong * held
+    paid_error = fma(wrong, held, -paid) + wrong_error * held
     add, add_error = (tail, tail_error) if clear else (tail * late, tail_error * late)
     loss, loss_error = two_sum_float64(paid, add)
-    loss, loss_error = two_sum_float64(loss, loss_error + add_error + paid_error) if loss < 1e300 else (loss, 0.0)
-    # -log(1-p_t) = log(1+e) - log(wrong + right e), where a hard label on the right side leaves log e = -|z|.
+    loss, loss_error = two_sum_float64(loss, loss_error + add_error + paid_error)
+    # 1-p_t = (wrong + right e) / (1+e), where a hard label on the right side leaves e / (1+e), and log e = -|z|.
     product = right * e
     n, n_error = two_sum_float64(wrong, product)
     n_error += fma(right, e, -product) + fma(right, small * late, fma(right_error, e, wrong_error))
-    log, log_error = exact_log_float64(1.0 if clear else n, 0.0 if clear else n_error)
-    log, log_error = (-a if a < 1e300 else -1e300, 0.0) if clear else (log, log_error)
-    away, away_error = two_sum_float64(-log, tail * late)
-    away, away_error = two_sum_float64(away, away_error + (tail_error * late - log_error))
-    times = gamma * away
-    times_error = fma(gamma, away, -times) + gamma * away_error
-    # Far out, where a large l may still bring it back, the power is a square, of which the root is returned twice.
-    beyond = times > HELD_FOCAL
-    times, times_error = (0.5 * times, 0.5 * times_error) if beyond else (times, times_error)
-    over = times > HELD_FOCAL
-    times, times_error = (HELD_FOCAL, 0.0) if over else (times, times_error)
-    power, power_error, power_late = exact_exp_float64(times, times_error)
-    again, again_error, again_late = (power, power_error, power_late) if beyond else (1.0, 0.0, 1.0)
-    return loss, loss_error, power, power_error, again, again_error, last * power_late * again_late
+    if gamma == 2.0:
+        n, n_error, n_late = (u, small, late) if clear else (n, n_error, 1.0)
+        d, d_error = two_sum_float64(1.0, e)
+        power, power_error = two_quotient_float64(n, n_error, d, d_error + small * late)
+        again, again_error, power_late = power, power_error, n_late * n_late
+    else:
+        log, log_error = exact_log_float64(1.0 if clear else n, 0.0 if clear else n_error)
+        log, log_error = (-held, 0.0) if clear else (log, log_error)
+        power, power_error, again, again_error, power_late = focal_powers_float64(
+            tail * late, tail_error * late, log, log_error, gamma
+        )
+    return loss, loss_error, power, power_error, again, again_error, last * power_late
 """,
         ),
         Formula(
@@ -881,11 +897,18 @@ def focal_share_float64(y, positive, negative):
 """,
         ),
         Formula(
-            "focal_loss_float64",
-            "The focal loss of a logit and its label.",
+            "focal_loss_of_exp_float64",
+            "The focal loss of a logit and its label, from e and log(1+e) on.",
             """\
-def focal_loss_float64(z, y, gamma, positive, negative):
-    loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(z, y, gamma)
+def focal_loss_of_exp_float64(z, y, gamma, positive, negative, u, small, late, tail, tail_error):
+    loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(
+        z, y, gamma, u, small, late, tail, tail_error
+    )
+    a = -z if z < 0.0 else z
+    rest = 1.0 - y
+    wrong, wrong_error = (rest, (1.0 - rest) - y) if z > 0.0 else (y, 0.0)
+    paid, paid_error = two_product_float64(wrong, wrong_error, a, 0.0)
+    loss, loss_error = (paid, paid_error) if a > HELD_FOCAL and wrong > 0.0 else (loss, loss_error)
     share, share_error = focal_share_float64(y, positive, negative)
     product, error = two_product_float64(loss, loss_error, power, power_error)
     product, error = two_product_float64(product, error, again, again_error)
@@ -894,20 +917,17 @@ def focal_loss_float64(z, y, gamma, positive, negative):
 """,
         ),
         Formula(
-            "focal_gradient_float64",
+            "focal_gradient_of_exp_float64",
             "Its derivative, share (1-p_t)^gamma (l' + gamma l (1-2y) e / ((1+e) (wrong + right e))).",
             """\
-def focal_gradient_float64(z, y, gamma, positive, negative):
-    a = -z if z < 0.0 else z
-    held = HELD_FOCAL if a > HELD_FOCAL else a
-    loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(
-        -held if z < 0.0 else held, y, gamma
+def focal_gradient_of_exp_float64(z, y, gamma, positive, negative, u, small, late, tail, tail_error):
+    loss, loss_error, power, power_error, again, again_error, last = focal_parts_float64(
+        z, y, gamma, u, small, late, tail, tail_error
     )
     rest = 1.0 - y
     error = (1.0 - rest) - y
     wrong, wrong_error, right, right_error = (rest, error, y, 0.0) if z > 0.0 else (y, 0.0, rest, error)
-    u, small, u_late = exact_exp_float64(held, 0.0)
-    e, e_error = u * u_late, small * u_late
+    e, e_error = u * late, small * late
     clear = wrong == 0.0
     d, d_error = two_sum_float64(1.0, e)
     d_error += e_error
@@ -931,8 +951,30 @@ def focal_gradient_float64(z, y, gamma, positive, negative):
     total, error = two_product_float64(total, error + (slope_error + bend_error), power, power_error)
     total, error = two_product_float64(total, error, again, again_error)
     total, error = two_product_float64(total, error, *focal_share_float64(y, positive, negative))
-    return total + error, late
+    return total + error, last
 """,
+        ),
+        Formula(
+            "focal_exp_float64",
+            "exp(-|z|) as (u + small) late, |z| held.",
+            """\
+def focal_exp_float64(z):
+    a = -z if z < 0.0 else z
+    return exact_exp_float64(HELD_FOCAL if a > HELD_FOCAL else a, 0.0)
+""",
+        ),
+        *(
+            Formula(
+                f"focal_{what}_float64",
+                f"The focal {what} of a logit and its label.",
+                f"""\
+def focal_{what}_float64(z, y, gamma, positive, negative):
+    u, small, late = focal_exp_float64(z)
+    tail, tail_error = exact_log1p_float64(u, small, late)
+    return focal_{what}_of_exp_float64(z, y, gamma, positive, negative, u, small, late, tail, tail_error)
+""",
+            )
+            for what in ("loss", "gradient")
         ),
         Formula(
             "wide_exp_float64",
@@ -1180,7 +1222,7 @@ BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 # float64 0.77, not 0.45.
 PIECE = 1024
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
-SCRATCH = 52 * LANES  # bytes of a maker's scratch memory
+SCRATCH = 64 * LANES  # bytes of a maker's scratch memory
 # Products side by side, and factors before they are renormalised.  Few products let a loop go through memory in order:
 # with 128 float32 ones it read at 16 places at once, and took 0.2 to 0.6 ns an element out of cache, as the code
 # happened to lie; with 32 it takes 0.2 (and 0.12 in cache).
@@ -1682,37 +1724,95 @@ SUM_AND_GRADIENT = {
 """,
 }
 
-FOCAL_64 = Template('''
+FOCAL_ROWS_64 = """\
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            u[j], small[j], late[j] = focal_exp_float64(x[row + j])
+        for j in range(width):
+            tail[j], tail_error[j] = exact_log1p_float64(u[j], small[j], late[j])
+        if gamma == 2.0:
+            for j in range(width):
+                zi, yi, parts = x[row + j], y[row + j], (u[j], small[j], late[j], tail[j], tail_error[j])
+$square
+        else:
+            for j in range(width):
+                zi, yi, parts = x[row + j], y[row + j], (u[j], small[j], late[j], tail[j], tail_error[j])
+$general
+        for j in range(width):
+            bits = bits_of_float64(y[row + j] + 0.0)
+            largest_y = bits if bits > largest_y else largest_y
+"""
+FOCAL_ARRAYS_64 = """\
+    u, small, late, tail, tail_error = (
+        array_at(scratch_at + 24 * LANES, LANES, F64),
+        array_at(scratch_at + 32 * LANES, LANES, F64),
+        array_at(scratch_at + 40 * LANES, LANES, F64),
+        array_at(scratch_at + 48 * LANES, LANES, F64),
+        array_at(scratch_at + 56 * LANES, LANES, F64),
+    )
+    gamma, positive, negative = focal_numbers(scratch_at)
+"""
+FOCAL_64 = Template(
+    '''
 
 @maker
 def focal_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the focal losses of a block, times w (float64, or nothing)."""
     x, y, w = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
-    gamma, positive, negative = focal_numbers(scratch_at)
+    losses = array_at(scratch_at + 16 * LANES, LANES, F64)
+'''
+    + FOCAL_ARRAYS_64
+    + """\
     if I64(scale) & FIRST:
         lanes[:] = 0.0
         errors[:] = 0.0
     largest_y = U64(0)
-    for row in range(U64(0), U64(count), U64(LANES)):
-        width = min(U64(LANES), U64(count) - row)
-        losses = array_at(scratch_at + 16 * LANES, width, F64)
-        for j in range(width):
-            yi = y[row + j]
-            bits = bits_of_float64(yi + 0.0)
-            largest_y = bits if bits > largest_y else largest_y
-            loss, late = focal_loss_float64(x[row + j], yi, gamma, positive, negative)
-            losses[j] = loss * late
+"""
+    + FOCAL_ROWS_64
+    + """\
         if w_at != 0:
             for j in range(width):
                 losses[j] *= w[row + j]
-        add_exactly(lanes, errors, losses)
+        add_exactly(lanes, errors, losses[:width])
     if largest_y > U64($BITS_OF_ONE):
         return np.nan
     return fold_exactly(lanes, errors) if I64(scale) & LAST else 0.0
-''')
+"""
+)
 
-EACH_FOCAL_64 = Template('''
+FOCAL_BOTH_64 = Template(
+    '''
+
+@maker
+def focal_sum_and_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the focal losses of a block, and the gradient of each element, times the scale before the scratch."""
+    x, y, out = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(out_at, BLOCK, F64)
+    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
+    losses, factor = array_at(scratch_at + 16 * LANES, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
+'''
+    + FOCAL_ARRAYS_64
+    + """\
+    values = tail  # which has been read when its place is written
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+        errors[:] = 0.0
+    largest_y = U64(0)
+"""
+    + FOCAL_ROWS_64
+    + """\
+        for j in range(width):
+            out[row + j] = values[j] * factor * late[j]
+        add_exactly(lanes, errors, losses[:width])
+    if largest_y > U64($BITS_OF_ONE):
+        return np.nan
+    return fold_exactly(lanes, errors) if I64(scale) & LAST else 0.0
+"""
+)
+
+EACH_FOCAL_64 = Template(
+    '''
 
 @maker
 def each_focal_${what}_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
@@ -1720,24 +1820,34 @@ def each_focal_${what}_float64(x_at, y_at, w_at, scale, out_at, count, scratch_a
     size = U64(count)
     x, y = array_at(x_at, size, F64), array_at(y_at, size, F64)
     w, out = array_at(w_at, size, F64), array_at(out_at, size, F64)
-    gamma, positive, negative = focal_numbers(scratch_at)
-    values, lates = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at + 40 * LANES, LANES, F64)
+'''
+    + FOCAL_ARRAYS_64
+    + """\
+    values = array_at(scratch_at + 16 * LANES, LANES, F64)
     largest_y = U64(0)
-    for row in range(U64(0), size, U64(LANES)):
-        width = min(U64(LANES), size - row)
-        for j in range(width):
-            yi = y[row + j]
-            bits = bits_of_float64(yi)
-            largest_y = bits if bits > largest_y else largest_y
-            values[j], lates[j] = focal_${what}_float64(x[row + j], yi, gamma, positive, negative)
+"""
+    + FOCAL_ROWS_64
+    + """\
         if w_at == 0:
             for j in range(width):
-                out[row + j] = values[j] * scale * lates[j]
+                out[row + j] = values[j] * scale * late[j]
         else:
             for j in range(width):
-                out[row + j] = values[j] * (w[row + j] * scale) * lates[j]
+                out[row + j] = values[j] * (w[row + j] * scale) * late[j]
     return F64(largest_y > U64($BITS_OF_ONE))
-''')
+"""
+)
+
+
+def focal_steps_64(*statements: str) -> dict[str, str]:
+    """The last step of a row, in general and with a gamma of 2, of which the compiler makes less."""
+    lines = [f"{' ' * 16}{line}" for line in statements]
+    return {"square": "\n".join(lines).replace("gamma", "2.0"), "general": "\n".join(lines)}
+
+
+FOCAL_LOSS_64 = "focal_loss_of_exp_float64(zi, yi, gamma, positive, negative, *parts)"
+FOCAL_GRADIENT_64 = FOCAL_LOSS_64.replace("loss", "gradient")
+FOCAL_SUM_64 = (f"loss, last = {FOCAL_LOSS_64}", "losses[j] = loss * last")
 
 FOCAL_32_LEGEND = """
 
@@ -2901,8 +3011,11 @@ def render_cpu() -> str:
     ):
         words = narrow | {"what": what, "says": says, "out_T": out_T}
         text += EACH_FOCAL_32.substitute(words, terms=FOCAL_TERMS[says], also="")
-    text += FOCAL_64.substitute(wide)
-    text += "".join(EACH_FOCAL_64.substitute(wide, what=what) for what in ("loss", "gradient"))
+    gradient = f"values[j], late[j] = {FOCAL_GRADIENT_64}"
+    text += FOCAL_64.substitute(wide, **focal_steps_64(*FOCAL_SUM_64))
+    text += FOCAL_BOTH_64.substitute(wide, **focal_steps_64(*FOCAL_SUM_64, gradient))
+    for what, step in (("loss", gradient.replace("gradient", "loss")), ("gradient", gradient)):
+        text += EACH_FOCAL_64.substitute(wide, what=what, **focal_steps_64(step))
     for f in FLOATS:
         text += BLOCK_TOOLS.substitute(f.words, numpy_T="F64" if f.name == "float64" else "F32")
     return text + MULTIPLY + AXIS_SUMS + axis_products() + copies()
