@@ -262,7 +262,8 @@ def load(call_at, places_at, at, count, hard, _, __, ___):
     if mask != 0:
         blank = array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0]
         call_maker(call[BLANK], (x, y, w, blank, mask, count, scratch_at))
-        call_maker(call[BLANK], (x, y, factor, blank, mask, count, scratch_at))
+        if factor != w:
+            call_maker(call[BLANK], (x, y, factor, blank, mask, count, scratch_at))
     if call[SHARES] != 0:
         y = places[SHARES_AT]
         shares = (call_at + 8 * KEEP, labels, places[POS_WEIGHT], 1.0, y, count, scratch_at)
@@ -398,7 +399,8 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                     out = buffers_at + GRADIENT * room
                     if call[COPIERS + GRADIENT] == 0:
                         out = call[GRADIENT] + at * call[ITEMS + GRADIENT]
-                    part = call_maker(call[hard_sum], (x, labels, 0, scale, out, count, scratch_at))
+                    made = (x, places[Y], places[WEIGHT], scale, out, count, scratch_at)
+                    part = np.nan if suspect else call_maker(call[hard_sum], made)
                     total += part
                 both_made = hard_sum == BOTH and not np.isnan(part)
                 if hard and np.isnan(part):

@@ -165,10 +165,11 @@ def _types_and_makers(
     # Labels of one byte in memory are summed as they are.
     family = call.family
     plain = summing and w is None and not (shares or check)
-    hard = plain and (not family or (family, computed) == ("logits_", "float32"))
+    narrow_logits = (family, computed) == ("logits_", "float32")
+    hard = plain and (not family or narrow_logits)
     as_bytes = hard and not family and direct[TARGET] and y in ("uint8", "int8", "bool")
-    one_walk = (family, computed) == ("logits_", "float32") or family == "focal_"
-    both = plain and one_walk and results[1] and not (mask or grad_output)
+    in_one = (plain and (narrow_logits or family == "focal_")) or (summing and narrow_logits and shares and not check)
+    both = in_one and results[1] and not grad_output
 
     # Sums along axes take what a walk returns for an index, so there nothing is left for later.
     def address(name: str, wanted: object = True, later: object = False) -> int:
@@ -183,7 +184,7 @@ def _types_and_makers(
         pair = f"{inner}_to_{kind}" if operand >= LOSS else f"{kind}_to_{inner}"
         copiers.append(address(f"copy_{pair}", kind is not None and not in_place))
     items = [1 if operand == TARGET and as_bytes else sizes[inner] for operand, inner in enumerate(seen)]
-    product = "product_" if family == "logits_" else ""
+    of_what = "product_" if hard else "shares_" if shares else ""
     hard_sum = "logits_product_sum_float32" if family else f"hard_sum_{computed}_{'byte' if as_bytes else 'float'}"
     # The domain is that of the labels alone for every logit.
     domain = "logits_" if family else ""
@@ -205,7 +206,8 @@ def _types_and_makers(
         address(f"clip_half_{computed}", results[1] == "float16" and not family),
         address(f"shares_{computed}", shares),
         address("blank_shares", shares and mask),
-        address("multiply", results[1:] != [None, None] and (grad_output or mask)),
+        # What a mask leaves out has a derivative of 0 by itself, if it is a logit.
+        address("multiply", results[1:] != [None, None] and (grad_output or (mask and not family))),
         address(
             f"{family}{wide}_products_float32",
             wide and products and by_products(family, computed, w is None and not shares),
@@ -220,7 +222,7 @@ def _types_and_makers(
         0,
         0,
         address(f"copy_{y}_to_{computed}", as_bytes),
-        address(f"{family}{product}sum_and_gradient_{computed}", both, later=True),
+        address(f"{family}{of_what}sum_and_gradient_{computed}", both, later=True),
         bool(family),
     ]
 

@@ -544,13 +544,23 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
             return value * (w * scale) * late if weighted else value * scale * late
 
         return late_focal
+    if shares and spec.computed == "float32":
+        terms, wide_derivative = formulas.logits_terms_float32, getattr(formulas, f"logits_shares_wide_{what}")
+
+        @device
+        def wide_shares(x, y, a, b, w, scale, numbers):
+            r, s, power, _ = terms(x)
+            value = wide_derivative(x, a, b, F64(r), F64(s), F64(power))
+            return T(value * (w * scale)) if weighted else T(value * scale)
+
+        return wide_shares
     if shares:
         wide = getattr(formulas, f"logits_shares_{what}_float64")
 
         @device
         def late_shares(x, y, a, b, w, scale, numbers):
-            value, late = wide(F64(x), a, b)
-            return T(value * (w * scale) * late) if weighted else T(value * scale * late)
+            value, late = wide(x, a, b)
+            return value * (w * scale) * late if weighted else value * scale * late
 
         return late_shares
     formula = getattr(formulas, f"logits_{what}_{spec.computed}")

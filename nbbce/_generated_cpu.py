@@ -832,6 +832,28 @@ def logits_shares_wide_loss(z, a, b, r, s, power, h):
     return b if b == np.inf and z < np.inf else loss
 
 
+# The gradient of these, (wrong - right e) / (1+e), its sign turned for z <= 0.
+@formula
+def logits_shares_wide_gradient(z, a, b, r, s, power):
+    b = 0.0 if b == np.inf and z == np.inf else b
+    away = -z if z < F32(0.0) else z
+    e = ((1.0 + r) + s) * power * (LATE_WIDE if away > LATE_FROM_WIDE else 1.0)
+    wrong, right = (a, b) if z > F32(0.0) else (b, a)
+    gradient = fma(-right, e, wrong) / (1.0 + e)
+    gradient = gradient if z > F32(0.0) else -gradient
+    return -b if b == np.inf and z < np.inf else gradient
+
+
+# The hessian of these.
+@formula
+def logits_shares_wide_hessian(z, a, b, r, s, power):
+    b = 0.0 if b == np.inf and (z == np.inf or z == -np.inf) else b
+    away = -z if z < F32(0.0) else z
+    e = ((1.0 + r) + s) * power * (LATE_WIDE if away > LATE_FROM_WIDE else 1.0)
+    hessian = (a + b) * e / ((1.0 + e) * (1.0 + e))
+    return b if b == np.inf and z == z else hessian
+
+
 # Focal loss (Lin et al. 2017, as torchvision has it): with the loss l of a logit and 1-p_t, the share on the wrong
 # side,
 #
@@ -2080,7 +2102,8 @@ def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
             largest_y = bits if bits > largest_y else largest_y
             a = -zi if zi < F32(0.0) else zi
             r[j], s[j], shifted = exp_parts_float32(LATE_FROM_WIDE if a > LATE_FROM_WIDE else a)
-            power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            two_to_k = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            power[j] = two_to_k
         for j in range(width):
             zi = F64(x[row + j])
             lanes[j] += fma(-zi, F64(y[row + j]), zi if zi > 0.0 else 0.0)
@@ -2131,10 +2154,12 @@ def logits_product_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, cou
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
             bits = U32(bits_of_float32(zi) & U32(0x7FFFFFFF))
-            largest_z = bits if bits > largest_z else largest_z
             a = float32_of_bits(bits)
+            gone = a > HELD_AWAY_32
+            largest_z = max(largest_z, U32(0) if gone else bits)
             r[j], s[j], shifted = exp_parts_float32(LATE_FROM_WIDE if a > LATE_FROM_WIDE else a)
-            power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            two_to_k = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            power[j] = F32(0.0) if gone else two_to_k
         if largest_z <= BITS_OF_LATE_FROM_WIDE:
             for j in range(width):
                 out[row + j] = gradient_of_exp_float32(
@@ -2166,6 +2191,38 @@ def logits_product_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, cou
     e += F64(exponent)
     total = fold(lanes) + fma(e, LOG2_HIGH_64, log_rest_float64(e, m))
     return total if total >= LEAST_HARD_SUM_32 else np.nan
+
+
+# The same for the label's shares, and with weights.
+@maker
+def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block for the label's shares, and the gradient of each element, each times w."""
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
+    w, out = array_at(w_at, BLOCK, F64), array_at(out_at, BLOCK, F32)
+    lanes, factor = array_at(scratch_at, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
+    r, s, power, h = (
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+        array_at(scratch_at + 20 * LANES, LANES, F32),
+    )
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            r[j], s[j], power[j], h[j] = logits_terms_float32(x[row + j])
+        if w_at == 0:
+            for j in range(width):
+                zi, ai, bi, terms = x[row + j], a[row + j], b[row + j], (F64(r[j]), F64(s[j]), F64(power[j]))
+                lanes[j] += logits_shares_wide_loss(zi, ai, bi, *terms, F64(h[j]))
+                out[row + j] = F32(logits_shares_wide_gradient(zi, ai, bi, *terms) * factor)
+        else:
+            for j in range(width):
+                zi, ai, bi, terms = x[row + j], a[row + j], b[row + j], (F64(r[j]), F64(s[j]), F64(power[j]))
+                lanes[j] = fma(w[row + j], logits_shares_wide_loss(zi, ai, bi, *terms, F64(h[j])), lanes[j])
+                out[row + j] = F32(logits_shares_wide_gradient(zi, ai, bi, *terms) * (w[row + j] * factor))
+    return fold(lanes) if I64(scale) & LAST else 0.0
 
 
 # One result an element.  Each returns 1.0 if it met bits above those of 1.0 in x or y: something outside [0, 1], a
@@ -2476,7 +2533,8 @@ def each_logits_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at)
 
 # Gradients of float32 logits.  In two loops, which take a fifth less time than one with so long a chain (0.24 ns an
 # element).  A row with an exponential that has to be multiplied in late goes a longer way, by which all others have the
-# same bits; so does one with a factor for which float32 will not do, as 0.
+# same bits; so does one with a factor for which float32 will not do, as 0.  Exponentials that are 0, as of what a mask
+# leaves out, do not.
 @maker
 def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The gradient of each element for each label, times w and `scale`."""
@@ -2500,10 +2558,13 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
             bits = bits_of_float32(yi)
             largest_y = bits if bits > largest_y else largest_y
             bits = U32(bits_of_float32(zi) & U32(0x7FFFFFFF))
-            largest_z = bits if bits > largest_z else largest_z
-            r, s, shifted = exp_parts_float32(float32_of_bits(bits))
+            a = float32_of_bits(bits)
+            gone = a > HELD_AWAY_32
+            largest_z = max(largest_z, U32(0) if gone else bits)
+            r, s, shifted = exp_parts_float32(HELD_AWAY_32 if gone else a)
             v[j] = r + s
-            power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            two_to_k = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            power[j] = F32(0.0) if gone else two_to_k
         if w_at != 0:
             least, most = U64(0x7FFFFFFFFFFFFFFF), U64(0)
             for j in range(width):
@@ -2582,18 +2643,24 @@ def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, 
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
-    values = array_at(scratch_at + 32 * LANES, LANES, F64)
-    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
+    r, s, power = (
+        array_at(scratch_at + 32 * LANES, LANES, F32),
+        array_at(scratch_at + 36 * LANES, LANES, F32),
+        array_at(scratch_at + 40 * LANES, LANES, F32),
+    )
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
         for j in range(width):
-            values[j], lates[j] = logits_shares_gradient_float64(F64(x[row + j]), a[row + j], b[row + j])
+            r[j], s[j], power[j], _ = logits_terms_float32(x[row + j])
         if w_at == 0:
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * scale * F64(lates[j]))
+                terms = F64(r[j]), F64(s[j]), F64(power[j])
+                out[row + j] = F32(logits_shares_wide_gradient(x[row + j], a[row + j], b[row + j], *terms) * scale)
         else:
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
+                terms = F64(r[j]), F64(s[j]), F64(power[j])
+                value = logits_shares_wide_gradient(x[row + j], a[row + j], b[row + j], *terms)
+                out[row + j] = F32(value * (w[row + j] * scale))
     return 0.0
 
 
@@ -2604,18 +2671,24 @@ def each_logits_shares_hessian_float32(x_at, y_at, w_at, scale, out_at, count, s
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
     w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
-    values = array_at(scratch_at + 32 * LANES, LANES, F64)
-    lates = array_at(scratch_at + 40 * LANES, LANES, F64)
+    r, s, power = (
+        array_at(scratch_at + 32 * LANES, LANES, F32),
+        array_at(scratch_at + 36 * LANES, LANES, F32),
+        array_at(scratch_at + 40 * LANES, LANES, F32),
+    )
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
         for j in range(width):
-            values[j], lates[j] = logits_shares_hessian_float64(F64(x[row + j]), a[row + j], b[row + j])
+            r[j], s[j], power[j], _ = logits_terms_float32(x[row + j])
         if w_at == 0:
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * scale * F64(lates[j]))
+                terms = F64(r[j]), F64(s[j]), F64(power[j])
+                out[row + j] = F32(logits_shares_wide_hessian(x[row + j], a[row + j], b[row + j], *terms) * scale)
         else:
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
+                terms = F64(r[j]), F64(s[j]), F64(power[j])
+                value = logits_shares_wide_hessian(x[row + j], a[row + j], b[row + j], *terms)
+                out[row + j] = F32(value * (w[row + j] * scale))
     return 0.0
 
 

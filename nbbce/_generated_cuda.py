@@ -806,6 +806,28 @@ def logits_shares_wide_loss(z, a, b, r, s, power, h):
     return b if b == np.inf and z < np.inf else loss
 
 
+# The gradient of these, (wrong - right e) / (1+e), its sign turned for z <= 0.
+@formula
+def logits_shares_wide_gradient(z, a, b, r, s, power):
+    b = 0.0 if b == np.inf and z == np.inf else b
+    away = -z if z < F32(0.0) else z
+    e = ((1.0 + r) + s) * power * (LATE_WIDE if away > LATE_FROM_WIDE else 1.0)
+    wrong, right = (a, b) if z > F32(0.0) else (b, a)
+    gradient = fma(-right, e, wrong) / (1.0 + e)
+    gradient = gradient if z > F32(0.0) else -gradient
+    return -b if b == np.inf and z < np.inf else gradient
+
+
+# The hessian of these.
+@formula
+def logits_shares_wide_hessian(z, a, b, r, s, power):
+    b = 0.0 if b == np.inf and (z == np.inf or z == -np.inf) else b
+    away = -z if z < F32(0.0) else z
+    e = ((1.0 + r) + s) * power * (LATE_WIDE if away > LATE_FROM_WIDE else 1.0)
+    hessian = (a + b) * e / ((1.0 + e) * (1.0 + e))
+    return b if b == np.inf and z == z else hessian
+
+
 # Focal loss (Lin et al. 2017, as torchvision has it): with the loss l of a logit and 1-p_t, the share on the wrong
 # side,
 #

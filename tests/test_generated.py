@@ -213,7 +213,7 @@ PLAIN = plain()
 
 def types_of(name: str) -> list[type]:
     """The type of each parameter of a formula: that in its name, but for the one that mixes them."""
-    if "wide_loss" in name:
+    if "wide_loss" in name or "_wide_" in name:
         return [np.float32, *[np.float64] * (len(inspect.signature(PLAIN[name]).parameters) - 1)]
     dtype = {"float32": np.float32, "float64": np.float64}[name.rsplit("_", 1)[1]]
     return [dtype] * len(inspect.signature(PLAIN[name]).parameters)

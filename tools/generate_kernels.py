@@ -725,6 +725,32 @@ def logits_shares_wide_loss(z, a, b, r, s, power, h):
     return b if b == np.inf and z < np.inf else loss
 """,
         ),
+        Formula(
+            "logits_shares_wide_gradient",
+            "The gradient of these, (wrong - right e) / (1+e), its sign turned for z <= 0.",
+            """\
+def logits_shares_wide_gradient(z, a, b, r, s, power):
+    b = 0.0 if b == np.inf and z == np.inf else b
+    away = -z if z < F32(0.0) else z
+    e = ((1.0 + r) + s) * power * (LATE_WIDE if away > LATE_FROM_WIDE else 1.0)
+    wrong, right = (a, b) if z > F32(0.0) else (b, a)
+    gradient = fma(-right, e, wrong) / (1.0 + e)
+    gradient = gradient if z > F32(0.0) else -gradient
+    return -b if b == np.inf and z < np.inf else gradient
+""",
+        ),
+        Formula(
+            "logits_shares_wide_hessian",
+            "The hessian of these.",
+            """\
+def logits_shares_wide_hessian(z, a, b, r, s, power):
+    b = 0.0 if b == np.inf and (z == np.inf or z == -np.inf) else b
+    away = -z if z < F32(0.0) else z
+    e = ((1.0 + r) + s) * power * (LATE_WIDE if away > LATE_FROM_WIDE else 1.0)
+    hessian = (a + b) * e / ((1.0 + e) * (1.0 + e))
+    return b if b == np.inf and z == z else hessian
+""",
+        ),
         *focal_formulas(),
     )
 
@@ -1661,7 +1687,8 @@ $before_row        for j in range(width):
             bits = bits_of_float32(yi + F32(0.0))
             largest_y = bits if bits > largest_y else largest_y
 $away            r[j], s[j], shifted = exp_parts_float32(LATE_FROM_WIDE if a > LATE_FROM_WIDE else a)
-            power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            two_to_k = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            power[j] = ${power}two_to_k
 $gradients        for j in range(width):
             zi = F64(x[row + j])
             lanes[j] += fma(-zi, F64(y[row + j]), zi if zi > 0.0 else 0.0)
@@ -1692,11 +1719,16 @@ SUM_ALONE = {
     "before": "",
     "before_row": "",
     "away": "            a = -zi if zi < F32(0.0) else zi\n",
+    "power": "",
     "gradients": "",
 }
+# Whether |z| is beyond all exponentials, as that of what a mask leaves out is, and the largest of the others in a row.
+# (With a select instead of `max` the loop did not vectorise.)
 LARGEST_Z = """\
             bits = U32(bits_of_float32(zi) & U32(0x7FFFFFFF))
-            largest_z = bits if bits > largest_z else largest_z
+            a = float32_of_bits(bits)
+            gone = a > HELD_AWAY_32
+            largest_z = max(largest_z, U32(0) if gone else bits)
 """
 SUM_AND_GRADIENT = {
     "legend": """\
@@ -1710,7 +1742,8 @@ SUM_AND_GRADIENT = {
     factor, inverse, rest = scale_parts_float64(array_at(scratch_at - 8, 1, F64)[0])
 """,
     "before_row": "        largest_z = U32(0)\n",
-    "away": f"{LARGEST_Z}            a = float32_of_bits(bits)\n",
+    "away": LARGEST_Z,
+    "power": "F32(0.0) if gone else ",
     "gradients": """\
         if largest_z <= BITS_OF_LATE_FROM_WIDE:
             for j in range(width):
@@ -2088,7 +2121,8 @@ LOGITS_GRADIENT = Template("""
 
 # Gradients of float32 logits.  In two loops, which take a fifth less time than one with so long a chain (0.24 ns an
 # element).  A row with an exponential that has to be multiplied in late goes a longer way, by which all others have the
-# same bits; so does one with a factor for which float32 will not do, as 0.
+# same bits; so does one with a factor for which float32 will not do, as 0.  Exponentials that are 0, as of what a mask
+# leaves out, do not.
 @maker
 def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     \"""The gradient of each element for each label, times w and `scale`.\"""
@@ -2111,9 +2145,10 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
             zi, yi = x[row + j], y[row + j]
             bits = bits_of_float32(yi)
             largest_y = bits if bits > largest_y else largest_y
-$largest_z            r, s, shifted = exp_parts_float32(float32_of_bits(bits))
+$largest_z            r, s, shifted = exp_parts_float32(HELD_AWAY_32 if gone else a)
             v[j] = r + s
-            power[j] = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            two_to_k = float32_of_bits(U32(U32(bits_of_float32(shifted) << U32(23)) + U32(0x3F800000)))
+            power[j] = F32(0.0) if gone else two_to_k
 $factors        late = largest_z > BITS_OF_LATE_FROM_32
         if late and w_at == 0:
             for j in range(width):
@@ -2142,6 +2177,70 @@ $factors        late = largest_z > BITS_OF_LATE_FROM_32
     return F64(largest_y > U32(0x3F800000))
 """).substitute(largest_z=LARGEST_Z, factors=FACTORS)
 
+LOGITS_SHARES_32 = Template('''
+
+@maker
+def each_logits_shares_${what}_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """The $what of each element for the label's shares, times w and `scale`, rounded once."""
+    size = U64(count)
+    x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
+    w = array_at(w_at, size, F64)
+    out = array_at(out_at, size, F32)
+    r, s, power = (
+        array_at(scratch_at + 32 * LANES, LANES, F32),
+        array_at(scratch_at + 36 * LANES, LANES, F32),
+        array_at(scratch_at + 40 * LANES, LANES, F32),
+    )
+    for row in range(U64(0), size, U64(LANES)):
+        width = min(U64(LANES), size - row)
+        for j in range(width):
+            r[j], s[j], power[j], _ = logits_terms_float32(x[row + j])
+        if w_at == 0:
+            for j in range(width):
+                terms = F64(r[j]), F64(s[j]), F64(power[j])
+                out[row + j] = F32(logits_shares_wide_$what(x[row + j], a[row + j], b[row + j], *terms) * scale)
+        else:
+            for j in range(width):
+                terms = F64(r[j]), F64(s[j]), F64(power[j])
+                value = logits_shares_wide_$what(x[row + j], a[row + j], b[row + j], *terms)
+                out[row + j] = F32(value * (w[row + j] * scale))
+    return 0.0
+''')
+
+SHARES_SUM_AND_GRADIENT = '''
+
+# The same for the label's shares, and with weights.
+@maker
+def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
+    """Sum of the losses of a block for the label's shares, and the gradient of each element, each times w."""
+    x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
+    w, out = array_at(w_at, BLOCK, F64), array_at(out_at, BLOCK, F32)
+    lanes, factor = array_at(scratch_at, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
+    r, s, power, h = (
+        array_at(scratch_at + 8 * LANES, LANES, F32),
+        array_at(scratch_at + 12 * LANES, LANES, F32),
+        array_at(scratch_at + 16 * LANES, LANES, F32),
+        array_at(scratch_at + 20 * LANES, LANES, F32),
+    )
+    if I64(scale) & FIRST:
+        lanes[:] = 0.0
+    for row in range(U64(0), U64(count), U64(LANES)):
+        width = min(U64(LANES), U64(count) - row)
+        for j in range(width):
+            r[j], s[j], power[j], h[j] = logits_terms_float32(x[row + j])
+        if w_at == 0:
+            for j in range(width):
+                zi, ai, bi, terms = x[row + j], a[row + j], b[row + j], (F64(r[j]), F64(s[j]), F64(power[j]))
+                lanes[j] += logits_shares_wide_loss(zi, ai, bi, *terms, F64(h[j]))
+                out[row + j] = F32(logits_shares_wide_gradient(zi, ai, bi, *terms) * factor)
+        else:
+            for j in range(width):
+                zi, ai, bi, terms = x[row + j], a[row + j], b[row + j], (F64(r[j]), F64(s[j]), F64(power[j]))
+                lanes[j] = fma(w[row + j], logits_shares_wide_loss(zi, ai, bi, *terms, F64(h[j])), lanes[j])
+                out[row + j] = F32(logits_shares_wide_gradient(zi, ai, bi, *terms) * (w[row + j] * factor))
+    return fold(lanes) if I64(scale) & LAST else 0.0
+'''
+
 SCALED = """\
     if w_at != 0:
         for i in range(size):
@@ -2164,6 +2263,9 @@ def loops_of_each(family: Family, f: Float) -> str:
                 continue  # made of the terms, as the sum
             if (what, f.name, shares) == ("gradient", "float32", False):
                 text += LOGITS_GRADIENT if family.prefix else GRADIENT
+                continue
+            if (family.prefix, f.name, shares) == ("logits_", "float32", True):
+                text += LOGITS_SHARES_32.substitute(what=what)
                 continue
             # Logits are scaled in the loop, before what is late; but for the loss of float32, which then has another.
             # So are float32 gradients for shares, which may be beyond float32's range before a weight brings them back.
@@ -2980,6 +3082,7 @@ def render_cpu() -> str:
         for f in FLOATS:
             text += loops_of_sums(family, f)
     text += "".join(PRODUCT_SUM.substitute(words) for words in (SUM_ALONE, SUM_AND_GRADIENT))
+    text += SHARES_SUM_AND_GRADIENT
     text += ELEMENTWISE_LEGEND
     for family in FAMILIES:
         for f in FLOATS:
