@@ -131,8 +131,9 @@ class Spec(NamedTuple):
 
     @property
     def weighs_derivatives(self) -> bool:
-        """Whether each derivative has a factor of its own."""
-        return self.weight is not None or self.grad_output is not None or self.where is not None
+        """Whether each derivative has a factor of its own: what a mask leaves out needs none if it is a logit."""
+        masked = self.where is not None and not self.family
+        return self.weight is not None or self.grad_output is not None or masked
 
     @property
     def quick(self) -> bool:
