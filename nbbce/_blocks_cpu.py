@@ -67,7 +67,8 @@ WIDEN = 48
 # The sum and EACH_GRADIENT in one, where the gradients have one scale for which float32 will do; and whether this and
 # HARD_SUM are of any label, as those of logits are, or refuse what is not 0 or 1.
 BOTH, ANY_LABEL = 49, 50
-# Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out;
+# Numbers, as the bits of float64: what SHARES multiplies with; what FINISH does; x where a mask leaves an element out
+# (0 stands for a probability that costs nothing; its gradient is taken at another one, where that is nothing too);
 # those of the focal loss, which its loops find before their scratch memory.
 KEEP, HALF, POSITIVE, FACTOR, DIVISOR, BLANK_INPUT, GAMMA, ALPHA, ALPHA_OF_0 = range(51, 60)
 # Elements in all, of a block, and of the pieces that it is computed in; blocks that are loaded at once: more than one
@@ -295,6 +296,8 @@ def make_results(call_at, places_at, at, count, suspect, both_made, _, __):
             if maker < 0:
                 return ASKED_FOR - EACH_LOSS - k
             scale, weights = (numbers[0], places[WEIGHT]) if k == 0 else (numbers[4], places[GRADIENT_FACTOR])
+            if k == 1 and call[BLANK] != 0 and call[BLANK_INPUT] == 0:
+                call_maker(call[BLANK], (x, places[TARGET], 0, 0.5, places[WHERE], count, scratch_at))
             if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect != 0:
                 if call[MARK_BAD] < 0:
                     return ASKED_FOR - MARK_BAD

@@ -20,6 +20,7 @@ from nbbce._blocks_cpu import (
     ALPHA,
     ALPHA_OF_0,
     ASKED_FOR,
+    BLANK_INPUT,
     BOTH,
     BY_ROWS,
     COPIERS,
@@ -72,6 +73,8 @@ WINDOW_ACROSS, NARROW, LONG = 8, 64, 1024
 
 # The logit where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite one makes no NaN.
 BLANK = -1e30
+# The probability there, and the label with it, if only gradients are wanted.  That of losses is 0.
+BLANK_OF_GRADIENT = 0.5
 
 # The numbers of a call that asks for none, by family.
 DEFAULTS = {
@@ -206,8 +209,7 @@ def _types_and_makers(
         address(f"clip_half_{computed}", results[1] == "float16" and not family),
         address(f"shares_{computed}", shares),
         address("blank_shares", shares and mask),
-        # What a mask leaves out has a derivative of 0 by itself, if it is a logit.
-        address("multiply", results[1:] != [None, None] and (grad_output or (mask and not family))),
+        address("multiply", results[1:] != [None, None] and grad_output),
         address(
             f"{family}{wide}_products_float32",
             wide and products and by_products(family, computed, w is None and not shares),
@@ -280,11 +282,14 @@ def _vector(
     span = generated.BLOCK if (in_place or only_strided) and not several and not wide else generated.PIECE
     more_operands = any(a is not None for a in operands[WEIGHT:LOSS])
     plain = not (more_operands or shares or wide or any(fields[LOSS:OPERANDS]))
+    numbers = np.array(DEFAULTS[call.family])
+    if not (call.family or summing or wide or operands[LOSS] is not None):
+        numbers[BLANK_INPUT - KEEP] = BLANK_OF_GRADIENT
     return np.array(
         [
             *(0,) * OPERANDS,
             *fields,
-            *np.array(DEFAULTS[call.family]).view(np.int64).tolist(),
+            *numbers.view(np.int64).tolist(),
             x.size,
             generated.BLOCK,
             span,

@@ -131,9 +131,8 @@ class Spec(NamedTuple):
 
     @property
     def weighs_derivatives(self) -> bool:
-        """Whether each derivative has a factor of its own: what a mask leaves out needs none if it is a logit."""
-        masked = self.where is not None and not self.family
-        return self.weight is not None or self.grad_output is not None or masked
+        """Whether each derivative has a factor of its own."""
+        return self.weight is not None or self.grad_output is not None
 
     @property
     def quick(self) -> bool:
@@ -272,9 +271,29 @@ def masked_of(spec: Spec) -> Any:
     @device
     def mask_out(x, y, w, mask):
         kept = mask != zero
-        return x if kept else blank, y if kept else zero, w if kept else 0.0
+        return x if kept else blank, y if kept else zero, w if kept else 1.0
 
     return mask_out
+
+
+def sloped_of(spec: Spec) -> Any:
+    """A function that moves what a mask leaves out to where its derivative is 0, too."""
+    if spec.where is None or spec.family:
+
+        @device
+        def leave(x, y, mask):
+            return x, y
+
+        return leave
+    T = np.dtype(spec.computed).type
+    zero, half = T(0.0), T(0.5)
+
+    @device
+    def move(x, y, mask):
+        kept = mask != zero
+        return x if kept else half, y if kept else half
+
+    return move
 
 
 def inside_of(spec: Spec) -> Any:
@@ -590,7 +609,7 @@ def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
 def element_of(spec: Spec) -> Any:
     """A function -> loss, gradient and hessian of an element, those that the spec wants, in its domain or not."""
     zero = np.dtype(spec.computed).type(0.0)
-    masked, shares_of = masked_of(spec), shares_of_label(spec)
+    masked, sloped, shares_of = masked_of(spec), sloped_of(spec), shares_of_label(spec)
     losses, gradients, hessians = spec.loss is not None, spec.gradient is not None, spec.hessian is not None
     loss_of = _each_loss(spec) if losses else None
     gradient_of = _derivative(spec, "gradient") if gradients else None
@@ -604,6 +623,7 @@ def element_of(spec: Spec) -> Any:
         loss, gradient, hessian = zero, zero, zero
         if losses:
             loss = loss_of(x, y, a, b, w, loss_scale, numbers)
+        x, y = sloped(x, y, mask)
         if gradients:
             gradient = gradient_of(x, y, a, b, factor, gradient_scale, numbers)
         if hessians:

@@ -61,7 +61,7 @@ def agree(function, *arrays, **options):
 # ------------------------------------------------------------------------------------------------ every kind of kernel
 LOSS, GRADIENT, BOTH = (getattr(nbbce, name) for name in PROBABILITIES)
 OF_LOGITS, GRADIENT_OF_LOGITS, BOTH_OF_LOGITS, WITH_HESSIAN = (getattr(nbbce, name) for name in LOGITS)
-FOCAL = nbbce.sigmoid_focal_loss
+FOCAL, BOTH_OF_FOCAL = nbbce.sigmoid_focal_loss, nbbce.sigmoid_focal_loss_value_and_grad
 NONE, SUM = {"reduction": "none"}, {"reduction": "sum"}
 SIZE = 3 * BLOCK + 700  # whole blocks and the start of one
 
@@ -146,6 +146,35 @@ def test_kernel_has_the_bits_of_the_cpu(name, device):
         function, *arrays, options = calls()[name]
         agree(function, *arrays, **options)
     assert device_code.specs()[name] in device.launched
+
+
+MASK = np.arange(SIZE) % 7 != 3
+WEIGHT = np.linspace(-1, 3, SIZE, dtype=np.float32)
+OPTIONS = {
+    "mask": {"where": MASK},
+    "mask and weight": {"where": MASK, "weight": WEIGHT},
+    "mask and factor": {"where": MASK, "grad_output": -0.7},
+    "weight": {"weight": WEIGHT},
+    "pos_weight": {"pos_weight": WEIGHT + 1},
+    "pos_weight, weight and mask": {"pos_weight": 3.0, "weight": WEIGHT, "where": MASK},
+    "smoothing": {"label_smoothing": 0.125},
+}
+
+
+@pytest.mark.parametrize("kind", ["mixed", "hard"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("function", [BOTH, BOTH_OF_LOGITS, WITH_HESSIAN])
+def test_derivatives_with_options_have_the_bits_of_the_cpu(function, options, reduction, kind, device):
+    agree(function, *pair(of=function, kind=kind), reduction=reduction, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"where": MASK}, {"weight": WEIGHT}], ids=["plain", "mask", "weight"])
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0, 40.0])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_focal_losses_and_gradients_have_the_bits_of_the_cpu(dtype, gamma, options, device):
+    for reduction in ("none", "sum"):
+        agree(BOTH_OF_FOCAL, *pair(dtype=dtype, of=FOCAL), reduction=reduction, gamma=gamma, **options)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
