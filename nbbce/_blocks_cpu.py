@@ -369,6 +369,7 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     copy_bytes(scratch_at - 32, call_at + 8 * GAMMA, 24)
     numbers = array_at(scratch_at - 40, 5, np.float64)  # three between them are those of the focal loss
     numbers[0], numbers[4] = loss_scale, gradient_scale
+    array_at(scratch_at - 48, 1, np.int64)[0] = call[ITEMS + WEIGHT]
     hard_sum = BOTH if call[BOTH] != 0 and LEAST_SCALE <= abs(gradient_scale) <= MOST_SCALE else HARD_SUM
     first_bad = NONE_BAD
     for block in range(first, last):

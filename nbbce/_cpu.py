@@ -163,7 +163,10 @@ def _types_and_makers(
     """
     x, y, w, _, grad_output, mask, *results = kinds
     computed = "float64" if x in ("float64", "float64_swapped") else "float32"
-    seen = (computed, computed, "float64", "float64", "float64", "uint8", computed, computed, computed)
+    # Weights of float32 in memory are made float64 by the loops that read them, if these are of float32.
+    in_place = direct[WEIGHT] and w == computed and not (grad_output or wide)
+    weights = computed if in_place else "float64"
+    seen = (computed, computed, weights, "float64", "float64", "uint8", computed, computed, computed)
     sizes = {"float64": 8, "float32": 4, "uint8": 1}
     # Labels of one byte in memory are summed as they are.
     family = call.family

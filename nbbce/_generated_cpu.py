@@ -1237,6 +1237,18 @@ def fold(lanes):
     return lanes[0]
 
 
+# Weights of a row in float64.  Those of float32 that lie in memory as loops read them are not copied before (2.9 ms of
+# ten million elements, not 4.1); then so says their size, which stands before the scratch memory.
+@njit(error_model="numpy", forceinline=True)
+def weights_of_row(w_at, row, width, scratch_at):
+    if w_at == 0 or array_at(scratch_at - 48, 1, I64)[0] == 8:
+        return array_at(w_at + 8 * I64(row), width, F64)
+    narrow, wide = array_at(w_at + 4 * I64(row), width, F32), array_at(scratch_at + 56 * LANES, width, F64)
+    for j in range(width):
+        wide[j] = F64(narrow[j])
+    return wide
+
+
 @njit(error_model="numpy")
 def add_exactly(lanes, errors, terms):
     for j in range(U64(terms.size)):
@@ -1553,9 +1565,8 @@ def hard_sum_float64_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block for each label, times w (float64, or nothing)."""
+    """Sum of the losses of a block for each label, times w, if any."""
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
-    w = array_at(w_at, BLOCK, F64)
     lanes = array_at(scratch_at, LANES, F64)
     t, q, e, g, h = (
         array_at(scratch_at + 8 * LANES, LANES, F32),
@@ -1570,6 +1581,7 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
             yi = y[row + j]
@@ -1585,7 +1597,7 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         else:
             for j in range(width):
                 loss = wide_loss(x[row + j], F64(y[row + j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
-                lanes[j] = fma(w[row + j], loss, lanes[j])
+                lanes[j] = fma(w[j], loss, lanes[j])
     if largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000):
         return np.nan
     return fold(lanes) if I64(scale) & LAST else 0.0
@@ -1631,7 +1643,6 @@ def each_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for each label, times w and `scale`, rounded once."""
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
-    w = array_at(w_at, BLOCK, F64)
     out = array_at(out_at, BLOCK, F32)
     t, q, e, g, h = (
         array_at(scratch_at + 0 * LANES, LANES, F32),
@@ -1644,6 +1655,7 @@ def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
             yi = y[row + j]
@@ -1659,15 +1671,14 @@ def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
         else:
             for j in range(width):
                 loss = wide_loss(x[row + j], F64(y[row + j]), F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j]))
-                out[row + j] = F32(loss * (w[row + j] * scale))
+                out[row + j] = F32(loss * (w[j] * scale))
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
 
 
 @maker
 def shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
+    """Sum of the losses of a block for the label's shares, times w, if any."""
     x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
-    w = array_at(w_at, BLOCK, F64)
     lanes = array_at(scratch_at, LANES, F64)
     t, q, e, g, h = (
         array_at(scratch_at + 8 * LANES, LANES, F32),
@@ -1681,6 +1692,7 @@ def shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_x = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
             bits = bits_of_float32(xi + F32(0.0))
@@ -1697,7 +1709,7 @@ def shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 loss = shares_wide_loss(
                     x[row + j], a[row + j], b[row + j], F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j])
                 )
-                lanes[j] = fma(w[row + j], loss, lanes[j])
+                lanes[j] = fma(w[j], loss, lanes[j])
     if largest_x > U32(0x3F800000):
         return np.nan
     return fold(lanes) if I64(scale) & LAST else 0.0
@@ -1741,7 +1753,6 @@ def each_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 def each_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for the label's shares, times w and `scale`, rounded once."""
     x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
-    w = array_at(w_at, BLOCK, F64)
     out = array_at(out_at, BLOCK, F32)
     t, q, e, g, h = (
         array_at(scratch_at + 0 * LANES, LANES, F32),
@@ -1753,6 +1764,7 @@ def each_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at)
     largest_x = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
             bits = bits_of_float32(xi + F32(0.0))
@@ -1769,13 +1781,13 @@ def each_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at)
                 loss = shares_wide_loss(
                     x[row + j], a[row + j], b[row + j], F64(t[j]), F64(q[j]), F64(e[j]), F64(g[j]), F64(h[j])
                 )
-                out[row + j] = F32(loss * (w[row + j] * scale))
+                out[row + j] = F32(loss * (w[j] * scale))
     return F64(largest_x > U32(0x3F800000))
 
 
 @maker
 def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block for each label, times w (float64, or nothing)."""
+    """Sum of the losses of a block for each label, times w, if any."""
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
@@ -1806,7 +1818,7 @@ def sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
+    """Sum of the losses of a block for the label's shares, times w, if any."""
     x, a, b = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
@@ -1833,9 +1845,8 @@ def shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def logits_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block for each label, times w (float64, or nothing)."""
+    """Sum of the losses of a block for each label, times w, if any."""
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
-    w = array_at(w_at, BLOCK, F64)
     lanes = array_at(scratch_at, LANES, F64)
     r, s, power, h = (
         array_at(scratch_at + 8 * LANES, LANES, F32),
@@ -1848,6 +1859,7 @@ def logits_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
             yi = y[row + j]
@@ -1861,7 +1873,7 @@ def logits_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         else:
             for j in range(width):
                 loss = logits_wide_loss(x[row + j], F64(y[row + j]), F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j]))
-                lanes[j] = fma(w[row + j], loss, lanes[j])
+                lanes[j] = fma(w[j], loss, lanes[j])
     if largest_y > U32(0x3F800000):
         return np.nan
     return fold(lanes) if I64(scale) & LAST else 0.0
@@ -1903,7 +1915,6 @@ def each_logits_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 def each_logits_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for each label, times w and `scale`, rounded once."""
     x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
-    w = array_at(w_at, BLOCK, F64)
     out = array_at(out_at, BLOCK, F32)
     r, s, power, h = (
         array_at(scratch_at + 0 * LANES, LANES, F32),
@@ -1914,6 +1925,7 @@ def each_logits_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, sc
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
             yi = y[row + j]
@@ -1927,15 +1939,14 @@ def each_logits_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, sc
         else:
             for j in range(width):
                 loss = logits_wide_loss(x[row + j], F64(y[row + j]), F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j]))
-                out[row + j] = F32(loss * (w[row + j] * scale))
+                out[row + j] = F32(loss * (w[j] * scale))
     return F64(largest_y > U32(0x3F800000))
 
 
 @maker
 def logits_shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
+    """Sum of the losses of a block for the label's shares, times w, if any."""
     x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
-    w = array_at(w_at, BLOCK, F64)
     lanes = array_at(scratch_at, LANES, F64)
     r, s, power, h = (
         array_at(scratch_at + 8 * LANES, LANES, F32),
@@ -1947,6 +1958,7 @@ def logits_shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at
         lanes[:] = 0.0
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
             r[j], s[j], power[j], h[j] = logits_terms_float32(xi)
@@ -1961,7 +1973,7 @@ def logits_shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at
                 loss = logits_shares_wide_loss(
                     x[row + j], a[row + j], b[row + j], F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j])
                 )
-                lanes[j] = fma(w[row + j], loss, lanes[j])
+                lanes[j] = fma(w[j], loss, lanes[j])
     return fold(lanes) if I64(scale) & LAST else 0.0
 
 
@@ -1999,7 +2011,6 @@ def each_logits_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch
 def each_logits_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The loss of each element for the label's shares, times w and `scale`, rounded once."""
     x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
-    w = array_at(w_at, BLOCK, F64)
     out = array_at(out_at, BLOCK, F32)
     r, s, power, h = (
         array_at(scratch_at + 0 * LANES, LANES, F32),
@@ -2009,6 +2020,7 @@ def each_logits_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scra
     )
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
             r[j], s[j], power[j], h[j] = logits_terms_float32(xi)
@@ -2023,13 +2035,13 @@ def each_logits_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scra
                 loss = logits_shares_wide_loss(
                     x[row + j], a[row + j], b[row + j], F64(r[j]), F64(s[j]), F64(power[j]), F64(h[j])
                 )
-                out[row + j] = F32(loss * (w[row + j] * scale))
+                out[row + j] = F32(loss * (w[j] * scale))
     return 0.0
 
 
 @maker
 def logits_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block for each label, times w (float64, or nothing)."""
+    """Sum of the losses of a block for each label, times w, if any."""
     x, y = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
@@ -2057,7 +2069,7 @@ def logits_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def logits_shares_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block for the label's shares, times w (float64, or nothing)."""
+    """Sum of the losses of a block for the label's shares, times w, if any."""
     x, a, b = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     w = array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
@@ -2198,7 +2210,7 @@ def logits_product_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, cou
 def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block for the label's shares, and the gradient of each element, each times w."""
     x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
-    w, out = array_at(w_at, BLOCK, F64), array_at(out_at, BLOCK, F32)
+    out = array_at(out_at, BLOCK, F32)
     lanes, factor = array_at(scratch_at, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
     r, s, power, h = (
         array_at(scratch_at + 8 * LANES, LANES, F32),
@@ -2210,6 +2222,7 @@ def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, coun
         lanes[:] = 0.0
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], h[j] = logits_terms_float32(x[row + j])
         if w_at == 0:
@@ -2220,8 +2233,8 @@ def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, coun
         else:
             for j in range(width):
                 zi, ai, bi, terms = x[row + j], a[row + j], b[row + j], (F64(r[j]), F64(s[j]), F64(power[j]))
-                lanes[j] = fma(w[row + j], logits_shares_wide_loss(zi, ai, bi, *terms, F64(h[j])), lanes[j])
-                out[row + j] = F32(logits_shares_wide_gradient(zi, ai, bi, *terms) * (w[row + j] * factor))
+                lanes[j] = fma(w[j], logits_shares_wide_loss(zi, ai, bi, *terms, F64(h[j])), lanes[j])
+                out[row + j] = F32(logits_shares_wide_gradient(zi, ai, bi, *terms) * (w[j] * factor))
     return fold(lanes) if I64(scale) & LAST else 0.0
 
 
@@ -2256,7 +2269,6 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The gradient of each element for each label, times w and `scale`."""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
-    w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     factors, rests = array_at(scratch_at + 32 * LANES, LANES, F32), array_at(scratch_at + 36 * LANES, LANES, F32)
     inverses = array_at(scratch_at + 40 * LANES, LANES, F32)
@@ -2267,11 +2279,12 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         least_d = U32(0xFFFFFFFF)
         if w_at != 0:
             least, most = U64(0x7FFFFFFFFFFFFFFF), U64(0)
             for j in range(width):
-                weight = w[row + j] * scale
+                weight = w[j] * scale
                 bits = bits_of_float64(weight) & U64(0x7FFFFFFFFFFFFFFF)
                 least = bits if bits < least else least
                 most = bits if bits > most else most
@@ -2284,7 +2297,7 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                     rests[j] *= inverses[j]
             else:
                 for j in range(width):
-                    factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
+                    factors[j], inverses[j], rests[j] = scale_parts_float64(w[j] * scale)
         for j in range(width):
             xi, yi = x[row + j], y[row + j]
             bits = bits_of_float32(xi)
@@ -2309,7 +2322,7 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                 out[row + j] = F32(F64(out[row + j]) * left)
         elif not fits:
             for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[j] * scale))
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
 
 
@@ -2318,12 +2331,12 @@ def each_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     """The gradient of each element for the label's shares, times w and `scale`, rounded once."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
-    w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     values = array_at(scratch_at + 32 * LANES, LANES, F64)
     largest_x = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
             bits = bits_of_float32(xi)
@@ -2334,7 +2347,7 @@ def each_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
                 out[row + j] = F32(F64(values[j]) * scale)
         else:
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale))
+                out[row + j] = F32(F64(values[j]) * (w[j] * scale))
     return F64(largest_x > U32(0x3F800000))
 
 
@@ -2540,7 +2553,6 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     """The gradient of each element for each label, times w and `scale`."""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
-    w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     v, power = array_at(scratch_at + 32 * LANES, LANES, F32), array_at(scratch_at + 36 * LANES, LANES, F32)
     factors, rests = array_at(scratch_at + 40 * LANES, LANES, F32), array_at(scratch_at + 44 * LANES, LANES, F32)
@@ -2552,6 +2564,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         largest_z = U32(0)
         for j in range(width):
             zi, yi = x[row + j], y[row + j]
@@ -2568,7 +2581,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
         if w_at != 0:
             least, most = U64(0x7FFFFFFFFFFFFFFF), U64(0)
             for j in range(width):
-                weight = w[row + j] * scale
+                weight = w[j] * scale
                 bits = bits_of_float64(weight) & U64(0x7FFFFFFFFFFFFFFF)
                 least = bits if bits < least else least
                 most = bits if bits > most else most
@@ -2581,7 +2594,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
                     rests[j] *= inverses[j]
             else:
                 for j in range(width):
-                    factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
+                    factors[j], inverses[j], rests[j] = scale_parts_float64(w[j] * scale)
         late = largest_z > BITS_OF_LATE_FROM_32
         if late and w_at == 0:
             for j in range(width):
@@ -2592,7 +2605,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
             for j in range(width):
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * scale_left_float64(w[row + j] * scale) * F64(lates[j]))
+                out[row + j] = F32(F64(values[j]) * scale_left_float64(w[j] * scale) * F64(lates[j]))
         elif w_at == 0:
             for j in range(width):
                 out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
@@ -2606,7 +2619,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
                 out[row + j] = F32(F64(out[row + j]) * left)
         elif not (fits or late):
             for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[j] * scale))
     return F64(largest_y > U32(0x3F800000))
 
 
@@ -2615,13 +2628,13 @@ def each_logits_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
     """The hessian of each element for each label, times w and `scale`, rounded once more."""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
-    w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     values = array_at(scratch_at + 32 * LANES, LANES, F32)
     lates = array_at(scratch_at + 40 * LANES, LANES, F32)
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             yi = y[row + j]
             bits = bits_of_float32(yi)
@@ -2632,7 +2645,7 @@ def each_logits_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
                 out[row + j] = F32(F64(values[j]) * scale * F64(lates[j]))
         else:
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * (w[row + j] * scale) * F64(lates[j]))
+                out[row + j] = F32(F64(values[j]) * (w[j] * scale) * F64(lates[j]))
     return F64(largest_y > U32(0x3F800000))
 
 
@@ -2641,7 +2654,6 @@ def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, 
     """The gradient of each element for the label's shares, times w and `scale`, rounded once."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
-    w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     r, s, power = (
         array_at(scratch_at + 32 * LANES, LANES, F32),
@@ -2650,6 +2662,7 @@ def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, 
     )
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], _ = logits_terms_float32(x[row + j])
         if w_at == 0:
@@ -2660,7 +2673,7 @@ def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, 
             for j in range(width):
                 terms = F64(r[j]), F64(s[j]), F64(power[j])
                 value = logits_shares_wide_gradient(x[row + j], a[row + j], b[row + j], *terms)
-                out[row + j] = F32(value * (w[row + j] * scale))
+                out[row + j] = F32(value * (w[j] * scale))
     return 0.0
 
 
@@ -2669,7 +2682,6 @@ def each_logits_shares_hessian_float32(x_at, y_at, w_at, scale, out_at, count, s
     """The hessian of each element for the label's shares, times w and `scale`, rounded once."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
-    w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     r, s, power = (
         array_at(scratch_at + 32 * LANES, LANES, F32),
@@ -2678,6 +2690,7 @@ def each_logits_shares_hessian_float32(x_at, y_at, w_at, scale, out_at, count, s
     )
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], _ = logits_terms_float32(x[row + j])
         if w_at == 0:
@@ -2688,7 +2701,7 @@ def each_logits_shares_hessian_float32(x_at, y_at, w_at, scale, out_at, count, s
             for j in range(width):
                 terms = F64(r[j]), F64(s[j]), F64(power[j])
                 value = logits_shares_wide_hessian(x[row + j], a[row + j], b[row + j], *terms)
-                out[row + j] = F32(value * (w[row + j] * scale))
+                out[row + j] = F32(value * (w[j] * scale))
     return 0.0
 
 
@@ -2922,8 +2935,8 @@ def focal_numbers(scratch_at):
 
 @maker
 def focal_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the focal losses of a block, times w (float64, or nothing)."""
-    x, y, w = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(w_at, BLOCK, F64)
+    """Sum of the focal losses of a block, times w, if any."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
     lanes, values = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
     tails, powers = array_at(scratch_at + 16 * LANES, LANES, F64), array_at(scratch_at + 24 * LANES, LANES, F64)
     gamma, positive, negative = focal_numbers(scratch_at)
@@ -2956,8 +2969,9 @@ def focal_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 lanes[j] += values[j]
         else:
+            w = weights_of_row(w_at, row, width, scratch_at)
             for j in range(width):
-                lanes[j] = fma(w[row + j], values[j], lanes[j])
+                lanes[j] = fma(w[j], values[j], lanes[j])
     if largest_y > U32(0x3F800000):
         return np.nan
     return fold(lanes) if I64(scale) & LAST else 0.0
@@ -3013,7 +3027,7 @@ def each_focal_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The focal loss of each element, times w and `scale`, rounded once."""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
-    w, out = array_at(w_at, size, F64), array_at(out_at, size, F32)
+    out = array_at(out_at, size, F32)
     values, tails = array_at(scratch_at + 8 * LANES, LANES, F64), array_at(scratch_at + 16 * LANES, LANES, F64)
     powers = array_at(scratch_at + 24 * LANES, LANES, F64)
     gamma, positive, negative = focal_numbers(scratch_at)
@@ -3044,8 +3058,9 @@ def each_focal_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 out[row + j] = F32(values[j] * scale)
         else:
+            w = weights_of_row(w_at, row, width, scratch_at)
             for j in range(width):
-                out[row + j] = F32(values[j] * (w[row + j] * scale))
+                out[row + j] = F32(values[j] * (w[j] * scale))
     return F64(largest_y > U32(0x3F800000))
 
 
@@ -3054,7 +3069,7 @@ def each_focal_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
     """The focal gradient of each element, times w and `scale`, rounded once."""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
-    w, out = array_at(w_at, size, F64), array_at(out_at, size, F32)
+    out = array_at(out_at, size, F32)
     values, tails = array_at(scratch_at + 8 * LANES, LANES, F64), array_at(scratch_at + 16 * LANES, LANES, F64)
     powers = array_at(scratch_at + 24 * LANES, LANES, F64)
     gamma, positive, negative = focal_numbers(scratch_at)
@@ -3085,8 +3100,9 @@ def each_focal_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
             for j in range(width):
                 out[row + j] = F32(values[j] * scale)
         else:
+            w = weights_of_row(w_at, row, width, scratch_at)
             for j in range(width):
-                out[row + j] = F32(values[j] * (w[row + j] * scale))
+                out[row + j] = F32(values[j] * (w[j] * scale))
     return F64(largest_y > U32(0x3F800000))
 
 
@@ -3095,7 +3111,7 @@ def each_focal_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The focal loss of each element, times w and `scale`, rounded once."""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
-    w, out = array_at(w_at, size, F64), array_at(out_at, size, F64)
+    out = array_at(out_at, size, F64)
     values, tails = array_at(scratch_at + 8 * LANES, LANES, F64), array_at(scratch_at + 16 * LANES, LANES, F64)
     powers = array_at(scratch_at + 24 * LANES, LANES, F64)
     gamma, positive, negative = focal_numbers(scratch_at)
@@ -3126,14 +3142,15 @@ def each_focal_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 out[row + j] = F64(values[j] * scale)
         else:
+            w = weights_of_row(w_at, row, width, scratch_at)
             for j in range(width):
-                out[row + j] = F64(values[j] * (w[row + j] * scale))
+                out[row + j] = F64(values[j] * (w[j] * scale))
     return F64(largest_y > U32(0x3F800000))
 
 
 @maker
 def focal_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the focal losses of a block, times w (float64, or nothing)."""
+    """Sum of the focal losses of a block, times w, if any."""
     x, y, w = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
     losses = array_at(scratch_at + 16 * LANES, LANES, F64)

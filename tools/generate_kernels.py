@@ -1279,6 +1279,18 @@ def fold(lanes):
     return lanes[0]
 
 
+# Weights of a row in float64.  Those of float32 that lie in memory as loops read them are not copied before (2.9 ms of
+# ten million elements, not 4.1); then so says their size, which stands before the scratch memory.
+@njit(error_model="numpy", forceinline=True)
+def weights_of_row(w_at, row, width, scratch_at):
+    if w_at == 0 or array_at(scratch_at - 48, 1, I64)[0] == 8:
+        return array_at(w_at + 8 * I64(row), width, F64)
+    narrow, wide = array_at(w_at + 4 * I64(row), width, F32), array_at(scratch_at + 56 * LANES, width, F64)
+    for j in range(width):
+        wide[j] = F64(narrow[j])
+    return wide
+
+
 @njit(error_model="numpy")
 def add_exactly(lanes, errors, terms):
     for j in range(U64(terms.size)):
@@ -1475,10 +1487,13 @@ FAMILIES = (
 )
 
 
+WEIGHTS = "    w = array_at(w_at, {size}, F64)\n"
+
+
 def operands(f: Float, shares: bool, size: str) -> str:
     """The arrays of a loop: x and y, or x and the label's two shares; and the weights."""
     type_ = "F64" if f.name == "float64" else "F32"
-    weights = f"    w = array_at(w_at, {size}, F64)\n"
+    weights = WEIGHTS.format(size=size)
     if shares:
         return (
             f"    x, a, b = array_at(x_at, {size}, {type_}), array_at(y_at, {size}, F64), "
@@ -1541,8 +1556,9 @@ def loops_of_sums(family: Family, f: Float) -> str:
         words["wide_deeper"] = family.wide_loss(shares).replace("@", "    ")
         words["each"] = f"{family.prefix}{'shares' if shares else 'weighted'}"
         for sink, template in SUM_32.items():
+            arrays = words["operands"]
             text += template.substitute(
-                words,
+                words | {"operands": arrays if sink == "wide" else arrays.replace(WEIGHTS.format(size="BLOCK"), "")},
                 lanes=family.lanes_of_terms(8 if sink == "sum" else 0),
                 verdict=f"F64({verdict})" if verdict else "0.0",
             )
@@ -1557,7 +1573,8 @@ TERMS_32 = """\
         for j in range(width):
 $load$inside            $terms
 """
-ROWS_32 = ROW_32 + TERMS_32
+WEIGHTS_32 = "        w = weights_of_row(w_at, row, width, scratch_at)\n"
+ROWS_32 = ROW_32 + WEIGHTS_32 + TERMS_32
 # Sums along an axis read by turns with adding up, and a processor does not read ahead while they add: asked for a piece
 # ahead, a row of ten takes 0.70 ns an element, not 0.77 (10 million soft labels, one thread).
 ROWS_32_ASKED_FOR = (
@@ -1575,7 +1592,7 @@ SUM_32 = {
 
 @maker
 def ${name}sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    \"""Sum of the losses of a block for $labels, times w (float64, or nothing).\"""
+    \"""Sum of the losses of a block for $labels, times w, if any.\"""
 $operands    lanes = array_at(scratch_at, LANES, F64)
 $lanes
     if I64(scale) & FIRST:
@@ -1590,7 +1607,7 @@ $before"""
         else:
             for j in range(width):
                 loss = $wide_deeper
-                lanes[j] = fma(w[row + j], loss, lanes[j])
+                lanes[j] = fma(w[j], loss, lanes[j])
 $result
 """
     ),
@@ -1631,7 +1648,7 @@ $before"""
         else:
             for j in range(width):
                 loss = $wide_deeper
-                out[row + j] = F32(loss * (w[row + j] * scale))
+                out[row + j] = F32(loss * (w[j] * scale))
     return $verdict
 """
     ),
@@ -1641,7 +1658,7 @@ SUM_64 = Template('''
 
 @maker
 def ${name}sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the losses of a block for $labels, times w (float64, or nothing)."""
+    """Sum of the losses of a block for $labels, times w, if any."""
 $operands    lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
     if I64(scale) & FIRST:
         lanes[:] = 0.0
@@ -1791,7 +1808,7 @@ FOCAL_64 = Template(
 
 @maker
 def focal_sum_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the focal losses of a block, times w (float64, or nothing)."""
+    """Sum of the focal losses of a block, times w, if any."""
     x, y, w = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(w_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
     losses = array_at(scratch_at + 16 * LANES, LANES, F64)
@@ -1917,8 +1934,8 @@ FOCAL_32 = Template(
 
 @maker
 def focal_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Sum of the focal losses of a block, times w (float64, or nothing)."""
-    x, y, w = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(w_at, BLOCK, F64)
+    """Sum of the focal losses of a block, times w, if any."""
+    x, y = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32)
     lanes, values = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
     tails, powers = array_at(scratch_at + 16 * LANES, LANES, F64), array_at(scratch_at + 24 * LANES, LANES, F64)
     gamma, positive, negative = focal_numbers(scratch_at)
@@ -1932,8 +1949,9 @@ def focal_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 lanes[j] += values[j]
         else:
+            w = weights_of_row(w_at, row, width, scratch_at)
             for j in range(width):
-                lanes[j] = fma(w[row + j], values[j], lanes[j])
+                lanes[j] = fma(w[j], values[j], lanes[j])
     if largest_y > U32($BITS_OF_ONE):
         return np.nan
     return fold(lanes) if I64(scale) & LAST else 0.0
@@ -1974,7 +1992,7 @@ def each_focal_${what}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """The focal $says of each element, times w and `scale`, rounded once."""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
-    w, out = array_at(w_at, size, F64), array_at(out_at, size, $out_T)
+    out = array_at(out_at, size, $out_T)
     values, tails = array_at(scratch_at + 8 * LANES, LANES, F64), array_at(scratch_at + 16 * LANES, LANES, F64)
     powers = array_at(scratch_at + 24 * LANES, LANES, F64)
     gamma, positive, negative = focal_numbers(scratch_at)
@@ -1986,8 +2004,9 @@ def each_focal_${what}(x_at, y_at, w_at, scale, out_at, count, scratch_at):
             for j in range(width):
                 out[row + j] = $out_T(values[j] * scale)
         else:
+            w = weights_of_row(w_at, row, width, scratch_at)
             for j in range(width):
-                out[row + j] = $out_T(values[j] * (w[row + j] * scale))
+                out[row + j] = $out_T(values[j] * (w[j] * scale))
     return F64(largest_y > U32($BITS_OF_ONE))
 """
 )
@@ -2036,13 +2055,13 @@ $operands    out = array_at(out_at, size, $numpy_T)
     values = array_at(scratch_at + 32 * LANES, LANES, $value_T)
 $lates$before    for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
-        for j in range(width):
+$weights        for j in range(width):
 $body        if w_at == 0:
             for j in range(width):
                 out[row + j] = $numpy_T(F64(values[j]) * scale$late)
         else:
             for j in range(width):
-                out[row + j] = $numpy_T(F64(values[j]) * (w[row + j] * scale)$late)
+                out[row + j] = $numpy_T(F64(values[j]) * ($w * scale)$late)
     return $verdict
 ''')
 
@@ -2052,7 +2071,7 @@ FACTORS = """\
         if w_at != 0:
             least, most = U64(0x7FFFFFFFFFFFFFFF), U64(0)
             for j in range(width):
-                weight = w[row + j] * scale
+                weight = w[j] * scale
                 bits = bits_of_float64(weight) & U64(0x7FFFFFFFFFFFFFFF)
                 least = bits if bits < least else least
                 most = bits if bits > most else most
@@ -2065,7 +2084,7 @@ FACTORS = """\
                     rests[j] *= inverses[j]
             else:
                 for j in range(width):
-                    factors[j], inverses[j], rests[j] = scale_parts_float64(w[row + j] * scale)
+                    factors[j], inverses[j], rests[j] = scale_parts_float64(w[j] * scale)
 """
 
 GRADIENT = Template("""
@@ -2077,7 +2096,6 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     \"""The gradient of each element for each label, times w and `scale`.\"""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
-    w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     factors, rests = array_at(scratch_at + 32 * LANES, LANES, F32), array_at(scratch_at + 36 * LANES, LANES, F32)
     inverses = array_at(scratch_at + 40 * LANES, LANES, F32)
@@ -2088,6 +2106,7 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         least_d = U32(0xFFFFFFFF)
 $factors        for j in range(width):
             xi, yi = x[row + j], y[row + j]
@@ -2113,7 +2132,7 @@ $factors        for j in range(width):
                 out[row + j] = F32(F64(out[row + j]) * left)
         elif not fits:
             for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[j] * scale))
     return F64(largest_x > U32(0x3F800000) or largest_y > U32(0x3F800000))
 """).substitute(factors=FACTORS)
 
@@ -2128,7 +2147,6 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     \"""The gradient of each element for each label, times w and `scale`.\"""
     size = U64(count)
     x, y = array_at(x_at, size, F32), array_at(y_at, size, F32)
-    w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     v, power = array_at(scratch_at + 32 * LANES, LANES, F32), array_at(scratch_at + 36 * LANES, LANES, F32)
     factors, rests = array_at(scratch_at + 40 * LANES, LANES, F32), array_at(scratch_at + 44 * LANES, LANES, F32)
@@ -2140,6 +2158,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         largest_z = U32(0)
         for j in range(width):
             zi, yi = x[row + j], y[row + j]
@@ -2159,7 +2178,7 @@ $factors        late = largest_z > BITS_OF_LATE_FROM_32
             for j in range(width):
                 values[j], lates[j] = logits_gradient_float32(x[row + j], y[row + j], factors[j], inverses[j], rests[j])
             for j in range(width):
-                out[row + j] = F32(F64(values[j]) * scale_left_float64(w[row + j] * scale) * F64(lates[j]))
+                out[row + j] = F32(F64(values[j]) * scale_left_float64(w[j] * scale) * F64(lates[j]))
         elif w_at == 0:
             for j in range(width):
                 out[row + j] = gradient_of_exp_float32(x[row + j], y[row + j], v[j], power[j], factor, inverse, rest)
@@ -2173,7 +2192,7 @@ $factors        late = largest_z > BITS_OF_LATE_FROM_32
                 out[row + j] = F32(F64(out[row + j]) * left)
         elif not (fits or late):
             for j in range(width):
-                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[row + j] * scale))
+                out[row + j] = F32(F64(out[row + j]) * scale_left_float64(w[j] * scale))
     return F64(largest_y > U32(0x3F800000))
 """).substitute(largest_z=LARGEST_Z, factors=FACTORS)
 
@@ -2184,7 +2203,6 @@ def each_logits_shares_${what}_float32(x_at, y_at, w_at, scale, out_at, count, s
     """The $what of each element for the label's shares, times w and `scale`, rounded once."""
     size = U64(count)
     x, a, b = array_at(x_at, size, F32), array_at(y_at, size, F64), array_at(y_at + 8 * PIECE, size, F64)
-    w = array_at(w_at, size, F64)
     out = array_at(out_at, size, F32)
     r, s, power = (
         array_at(scratch_at + 32 * LANES, LANES, F32),
@@ -2193,6 +2211,7 @@ def each_logits_shares_${what}_float32(x_at, y_at, w_at, scale, out_at, count, s
     )
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], _ = logits_terms_float32(x[row + j])
         if w_at == 0:
@@ -2203,7 +2222,7 @@ def each_logits_shares_${what}_float32(x_at, y_at, w_at, scale, out_at, count, s
             for j in range(width):
                 terms = F64(r[j]), F64(s[j]), F64(power[j])
                 value = logits_shares_wide_$what(x[row + j], a[row + j], b[row + j], *terms)
-                out[row + j] = F32(value * (w[row + j] * scale))
+                out[row + j] = F32(value * (w[j] * scale))
     return 0.0
 ''')
 
@@ -2214,7 +2233,7 @@ SHARES_SUM_AND_GRADIENT = '''
 def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     """Sum of the losses of a block for the label's shares, and the gradient of each element, each times w."""
     x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
-    w, out = array_at(w_at, BLOCK, F64), array_at(out_at, BLOCK, F32)
+    out = array_at(out_at, BLOCK, F32)
     lanes, factor = array_at(scratch_at, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
     r, s, power, h = (
         array_at(scratch_at + 8 * LANES, LANES, F32),
@@ -2226,6 +2245,7 @@ def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, coun
         lanes[:] = 0.0
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], h[j] = logits_terms_float32(x[row + j])
         if w_at == 0:
@@ -2236,8 +2256,8 @@ def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, coun
         else:
             for j in range(width):
                 zi, ai, bi, terms = x[row + j], a[row + j], b[row + j], (F64(r[j]), F64(s[j]), F64(power[j]))
-                lanes[j] = fma(w[row + j], logits_shares_wide_loss(zi, ai, bi, *terms, F64(h[j])), lanes[j])
-                out[row + j] = F32(logits_shares_wide_gradient(zi, ai, bi, *terms) * (w[row + j] * factor))
+                lanes[j] = fma(w[j], logits_shares_wide_loss(zi, ai, bi, *terms, F64(h[j])), lanes[j])
+                out[row + j] = F32(logits_shares_wide_gradient(zi, ai, bi, *terms) * (w[j] * factor))
     return fold(lanes) if I64(scale) & LAST else 0.0
 '''
 
@@ -2297,9 +2317,12 @@ def loops_of_each(family: Family, f: Float) -> str:
             if by_rows:
                 value_T = "F64" if shares else numpy_T
                 lates = f"    lates = array_at(scratch_at + 40 * LANES, LANES, {value_T})\n"
+                narrow = f.name == "float32"
                 text += EACH_BY_ROWS.substitute(
                     words,
-                    operands=arrays,
+                    operands=arrays.replace(WEIGHTS.format(size="size"), "") if narrow else arrays,
+                    weights=WEIGHTS_32 if narrow else "",
+                    w="w[j]" if narrow else "w[row + j]",
                     body="".join(f"            {line}\n" for line in body),
                     value_T=value_T,
                     lates=lates if late else "",
@@ -2310,7 +2333,7 @@ def loops_of_each(family: Family, f: Float) -> str:
             text += ELEMENTWISE.substitute(
                 words,
                 scaled=", times w and `scale`" if scaled else "",
-                operands=arrays if scaled else arrays.replace("    w = array_at(w_at, size, F64)\n", ""),
+                operands=arrays if scaled else arrays.replace(WEIGHTS.format(size="size"), ""),
                 body="".join(f"        {line}\n" for line in body) + (SCALED if scaled else ""),
             )
     return text
