@@ -105,7 +105,7 @@ def layout_rows(size: int) -> list[Row]:
     spread, spread_soft = np.repeat(x, 2)[::2], np.repeat(soft, 2)[::2]
     side = 1000
     table, labels = x.reshape(-1, side), soft.reshape(-1, side)
-    row, column = soft[:side], soft[: size // side, None]
+    row, column, weight = soft[:side], soft[: size // side, None], labels[::-1].copy()
     plain: Work = lambda: bce(x, soft)  # noqa: E731
     rows = []
     for dtype in (np.float16, ml_dtypes.bfloat16):
@@ -119,13 +119,15 @@ def layout_rows(size: int) -> list[Row]:
         Row("mean, Fortran order, ten columns", plain, lambda: bce(fortran, fortran_soft), 0.5),
         Row("mean, weight along a row", plain, lambda: bce(table, labels, row), 0.5),
         Row("mean, weight along a column", plain, lambda: bce(table, labels, column), 0.5),
+        Row("mean, weight for each element", plain, lambda: bce(table, labels, weight), 0.5),
         *weighted_rows(table, labels, row),
     ]
 
 
 def weighted_rows(table: np.ndarray, labels: np.ndarray, row: np.ndarray) -> list[Row]:
-    """Gradients with a weight for each column against those without."""
+    """Gradients with a weight for each column or element, or a mask, against those without."""
     rows, out = [], np.empty_like(table)
+    weight, kept = labels[::-1].copy(), labels > 0.2
     for name, function in (
         ("gradient", nbbce.binary_cross_entropy_grad),
         ("logits: gradient", nbbce.binary_cross_entropy_with_logits_grad),
@@ -133,6 +135,10 @@ def weighted_rows(table: np.ndarray, labels: np.ndarray, row: np.ndarray) -> lis
         plain: Work = lambda f=function: f(table, labels, out=out, validate=False)  # noqa: E731
         weighted: Work = lambda f=function: f(table, labels, row, out=out, validate=False)  # noqa: E731
         rows.append(Row(f"{name}, weight along a row", plain, weighted, 0.5, 1, "the same without a weight"))
+        each: Work = lambda f=function: f(table, labels, weight, out=out, validate=False)  # noqa: E731
+        rows.append(Row(f"{name}, weight for each element", plain, each, 0.5, 1, "the same without a weight"))
+        masked: Work = lambda f=function: f(table, labels, where=kept, out=out, validate=False)  # noqa: E731
+        rows.append(Row(f"{name}, where", plain, masked, 0.5, 1, "the same without a mask"))
     return rows
 
 
@@ -224,6 +230,9 @@ LEAST = {
     ("logits: value_and_grad, labels 0/1", "torch eager"): 40,
     ("logits: value_and_grad, labels 0/1", "torch.compile"): 4,
     ("logits: value_and_grad, labels 0/1", "scikit-learn"): 20,
+    ("logits: value_and_grad, pos_weight", "torch.compile"): 1,
+    ("focal: mean, labels 0/1", "torch.compile"): 1,
+    ("focal: value_and_grad, labels 0/1", "torch.compile"): 1,
 }
 
 

@@ -155,6 +155,7 @@ class Question(NamedTuple):
     y: str
     results: str = "mean"
     """What it gives: 'mean', 'loss', 'derivative', 'mean and derivative', 'loss and derivative', 'derivatives'."""
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def arrays(self) -> int:
@@ -164,13 +165,14 @@ class Question(NamedTuple):
     def work(self, a: Any, first: Any, second: Any) -> Work:
         """The call.  Results go to `first` and `second`, and values are not looked at in a pass of its own."""
         function, x, y = getattr(nbbce, self.function), getattr(a, self.x), getattr(a, self.y)
-        options: dict[str, Any] = {"reduction": "none" if self.results.startswith("loss") else "mean"}
+        options = dict(self.options) | {"reduction": "none" if self.results.startswith("loss") else "mean"}
         if self.arrays:
             several = {"mean and derivative": (None, first)}.get(self.results, (first, second))
             options |= {"out": first if self.results in ("loss", "derivative") else several, "validate": False}
         return lambda: function(x, y, **options)
 
 
+POS_WEIGHT = 3.0
 _BOTH, _OF_LOGITS = "mean and derivative", "binary_cross_entropy_with_logits"
 QUESTIONS = (
     Question("mean, labels 0/1", "binary_cross_entropy", "x", "hard"),
@@ -183,6 +185,16 @@ QUESTIONS = (
     Question("logits: none, labels 0/1", _OF_LOGITS, "z", "z_hard", "loss"),
     Question("logits: value_and_grad, labels 0/1", f"{_OF_LOGITS}_value_and_grad", "z", "z_hard", _BOTH),
     Question("logits: grad_and_hess, labels 0/1", f"{_OF_LOGITS}_grad_and_hess", "z", "z_hard", "derivatives"),
+    Question(
+        "logits: value_and_grad, pos_weight",
+        f"{_OF_LOGITS}_value_and_grad",
+        "z",
+        "z_hard",
+        _BOTH,
+        (("pos_weight", POS_WEIGHT),),
+    ),
+    Question("focal: mean, labels 0/1", "sigmoid_focal_loss", "z", "z_hard"),
+    Question("focal: value_and_grad, labels 0/1", "sigmoid_focal_loss_value_and_grad", "z", "z_hard", _BOTH),
 )
 
 
@@ -255,6 +267,12 @@ def numpy_answers(a: Inputs, how: str = NUMPY) -> Answers:
     yield "logits: none, labels 0/1", how, lambda: losses(z_hard)
     yield "logits: grad_and_hess, labels 0/1", how, gradient_and_hessian
 
+    def focal_loss() -> Any:
+        p = 1 / (1 + np.exp(-z))
+        return np.mean((0.75 - 0.5 * z_hard) * losses(z_hard) * (p + z_hard - 2 * p * z_hard) ** 2)
+
+    yield "focal: mean, labels 0/1", how, focal_loss
+
 
 def torch_answers(a: Inputs, upload: Any = None) -> Answers:
     """PyTorch, as it is and compiled; a gradient is a forward and a backward pass.  `upload` makes tensors."""
@@ -267,9 +285,22 @@ def torch_answers(a: Inputs, upload: Any = None) -> Answers:
         leaf.grad = None
         function(leaf, y).backward()
 
+    factor = torch.tensor(POS_WEIGHT, dtype=x.dtype, device=x.device)
+
+    def weighted_loss(z: Any, y: Any) -> Any:
+        return torch.nn.functional.binary_cross_entropy_with_logits(z, y, pos_weight=factor)
+
+    def focal_loss(z: Any, y: Any) -> Any:
+        """That of torchvision, with its defaults."""
+        p = torch.sigmoid(z)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(z, y, reduction="none")
+        right = p * y + (1 - p) * (1 - y)
+        return ((0.25 * y + 0.75 * (1 - y)) * losses * (1 - right) ** 2).mean()
+
     for how, of in (("torch eager", lambda function: function), ("torch.compile", torch.compile)):
         loss = of(torch.nn.functional.binary_cross_entropy)
         of_logits = of(torch.nn.functional.binary_cross_entropy_with_logits)
+        weighted, focal = of(weighted_loss), of(focal_loss)
         leaf, z_leaf = x.clone().requires_grad_(), z.clone().requires_grad_()
 
         def gradient(function: Any, leaf: Any, y: Any) -> Work:
@@ -287,6 +318,9 @@ def torch_answers(a: Inputs, upload: Any = None) -> Answers:
         yield "logits: mean, soft labels", how, each(of_logits, z, soft)
         yield "logits: none, labels 0/1", how, each(of_logits, z, z_hard, reduction="none")
         yield "logits: value_and_grad, labels 0/1", how, gradient(of_logits, z_leaf, z_hard)
+        yield "logits: value_and_grad, pos_weight", how, gradient(weighted, z_leaf, z_hard)
+        yield "focal: mean, labels 0/1", how, each(focal, z, z_hard)
+        yield "focal: value_and_grad, labels 0/1", how, gradient(focal, z_leaf, z_hard)
 
 
 def jax_answers(a: Inputs, wait: Any = None) -> Answers:

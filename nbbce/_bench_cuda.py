@@ -42,7 +42,6 @@ ALL_QUESTIONS = (
         "loss and derivative",
     ),
     Question("logits: grad, labels 0/1", "binary_cross_entropy_with_logits_grad", "z", "z_hard", "derivative"),
-    Question("focal: mean, labels 0/1", "sigmoid_focal_loss", "z", "z_hard"),
     Question("focal: none, labels 0/1", "sigmoid_focal_loss", "z", "z_hard", "loss"),
     Question(
         "focal: value_and_grad of none, labels 0/1",

@@ -122,6 +122,13 @@ def what_users_write(a):
         "logits: none, labels 0/1": lambda: logits(z, z_hard, reduction="none"),
         "logits: value_and_grad, labels 0/1": lambda: nbbce.binary_cross_entropy_with_logits_value_and_grad(z, z_hard),
         "logits: grad_and_hess, labels 0/1": lambda: nbbce.binary_cross_entropy_with_logits_grad_and_hess(z, z_hard),
+        "logits: value_and_grad, pos_weight": lambda: nbbce.binary_cross_entropy_with_logits_value_and_grad(
+            z, z_hard, pos_weight=3.0
+        ),
+        "focal: mean, labels 0/1": lambda: nbbce.sigmoid_focal_loss(z, z_hard, reduction="mean"),
+        "focal: value_and_grad, labels 0/1": lambda: nbbce.sigmoid_focal_loss_value_and_grad(
+            z, z_hard, reduction="mean"
+        ),
     }
 
 
@@ -211,7 +218,8 @@ def test_bench_measures_every_function_against_memory_and_numpy(figures):
         near = [row["question"] for row in rows if row["group"] == _bench.MEMORY]
         assert near == list(what_users_write(_bench.inputs(8, dtype)))
         against = {row["question"] for row in rows if row["group"] == _bench.RIVALS}
-        assert against == set(near) - {"logits: value_and_grad, labels 0/1"}
+        without = {"logits: value_and_grad, labels 0/1", "logits: value_and_grad, pos_weight"}
+        assert against == set(near) - without - {"focal: value_and_grad, labels 0/1"}
     assert all(row["base_s"] > 0 and row["nbbce_s"] > 0 and row["size"] == SIZE for row in found["rows"])
     assert {row["against"] for row in found["rows"]} == {_bench.READS, _bench.WRITE, _bench.WRITES, _bench.NUMPY}
     assert found["left_out"] == {}

@@ -158,7 +158,7 @@ def test_results_are_those_of_the_plain_call(question):
     reduction = "none" if "none" in question.name else "mean"
     x, y = getattr(a, question.x), getattr(a, question.y)
     assert ("logits" in question.name or "focal" in question.name) == (x is a.z)
-    wanted = as_tuple(getattr(nbbce, question.function)(x, y, reduction=reduction))
+    wanted = as_tuple(getattr(nbbce, question.function)(x, y, reduction=reduction, **dict(question.options)))
     found = as_tuple(question.work(a, first, second)())
     for mine, plain in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(mine, plain)
