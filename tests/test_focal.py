@@ -31,10 +31,13 @@ WIDTH = {"float32": 32, "float64": 64}
 # Both of torchvision's defaults, no focus, no classes, much focus, an exponent below 1, and the largest within 3 ULP.
 PARAMETERS = [(0.25, 2.0), (0.5, 0.0), (-1, 1.5), (0.9, 5.0), (0.25, 0.5), (0.25, 10.0)]
 parameters = pytest.mark.parametrize(("alpha", "gamma"), PARAMETERS, ids=str)
-# Largest distance of a sum or mean from the exact one: its elements may all be 3 ULP off to the same side, and such an
-# error is up to 6 ULP of a sum whose own last place is relatively finer.  And that of a weighted element.
-SUMMED = {"float32": 3, "float64": 6}
-WEIGHTED = {"float32": 3, "float64": 5}
+# Largest distance of a loss and of a gradient from the exact one: float32 is rounded once, but for the cancelling terms
+# of a gradient, float64 is kept as a sum of two.
+LOSS, GRADIENT = {"float32": 1, "float64": 3}, {"float32": 1.5, "float64": 3}
+# That of a sum or mean: the elements of float64 may all be 3 ULP off to the same side, and such an error is up to 6 ULP
+# of a sum whose own last place is relatively finer; those of float32 are not rounded before.  And of a weighted element.
+SUMMED = {"float32": 1, "float64": 6}
+WEIGHTED = {"float32": 1.5, "float64": 5}
 
 
 def losses(z, y, weight=None, **options):
@@ -79,29 +82,29 @@ def logits_and_labels(dtype, rng):
 
 @parameters
 @pytest.mark.parametrize("dtype", WIDE)
-def test_loss_is_within_3_ulp_for_every_kind_of_logit(dtype, alpha, gamma, rng):
+def test_loss_is_within_its_bound_for_every_kind_of_logit(dtype, alpha, gamma, rng):
     z, y = logits_and_labels(dtype, rng)
     exact = reference.focal_losses(z, y, 1.0, alpha, gamma)
     results = losses(z, y, alpha=alpha, gamma=gamma)
     distance, message = reference.worst(reference.ulps, results, exact, dtype, z, y)
-    assert distance <= 3, message
+    assert distance <= LOSS[dtype], message
     assert (results >= 0).all()
 
 
 @parameters
 @pytest.mark.parametrize("dtype", WIDE)
-def test_gradient_is_within_3_ulp_of_its_largest_term_for_every_kind_of_logit(dtype, alpha, gamma, rng):
+def test_gradient_is_within_its_bound_of_its_largest_term_for_every_kind_of_logit(dtype, alpha, gamma, rng):
     z, y = logits_and_labels(dtype, rng)
     exact = reference.focal_gradients(z, y, 1.0, alpha, gamma)
     terms = reference.largest_focal_terms(z, y, 1.0, alpha, gamma)
     results = gradients(z, y, alpha=alpha, gamma=gamma)
     distance, message = reference.worst(reference.ulps, results, exact, dtype, z, y, terms=terms)
-    assert distance <= 3, message
+    assert distance <= GRADIENT[dtype], message
 
 
 @parameters
 @pytest.mark.parametrize("dtype", WIDE)
-def test_answers_about_hard_labels_are_within_3_ulp(dtype, alpha, gamma, rng):
+def test_answers_about_hard_labels_are_within_their_bounds(dtype, alpha, gamma, rng):
     # The terms of a gradient have one sign, so nothing cancels.
     z = np.concatenate([reference.random_logits(dtype, 1000, rng), rng.normal(0, 4, 500).astype(dtype)])
     y = rng.integers(0, 2, z.size)
@@ -109,9 +112,9 @@ def test_answers_about_hard_labels_are_within_3_ulp(dtype, alpha, gamma, rng):
     for labels in (y.astype(dtype), y.astype(np.uint8)):
         value, gradient = sigmoid_focal_loss_value_and_grad(z, labels, alpha=alpha, gamma=gamma)
         distance, message = reference.worst(reference.ulps, value, exact, dtype, z, y)
-        assert distance <= 3, message
+        assert distance <= LOSS[dtype], message
         distance, message = reference.worst(reference.ulps, gradient, slopes, dtype, z, y)
-        assert distance <= 3, message
+        assert distance <= GRADIENT[dtype], message
 
 
 @pytest.mark.parametrize("dtype", WIDE)
