@@ -729,9 +729,9 @@ def sigmoid_focal_loss(
 
     Notes
     -----
-    ``(1 - p_t) ** gamma`` is computed in log space, in which neither ``p_t`` near 1 nor its power near 0 loses digits:
-    single losses are within 3 ULP of the exact value for a `gamma` of up to 10; in float64 the distance then grows
-    with `gamma`.
+    ``(1 - p_t) ** gamma`` is computed in log space, in which neither ``p_t`` near 1 nor its power near 0 loses digits,
+    or as a square: single losses are within 1 ULP of the exact value in float32, and within 3 in float64, for a `gamma`
+    of up to 10; the distance then grows with `gamma`.
 
     Examples
     --------
