@@ -84,10 +84,10 @@ class Call:
 
 
 # Run a plain call at once if one like it was made before, of which nothing is left to check: for NumPy arrays and for
-# others, by function, reduction, input, target and whether values are looked at.  What comes back is what `run` gives;
-# None if there was none like it, or if a value must be named.  nbbce._cpu and nbbce._cuda put them here.
+# others, by function, reduction, input, target, whether values are looked at, and `out`.  What comes back is what `run`
+# gives; None if there was none like it, or if there is an error to be named.  nbbce._cpu and nbbce._cuda put them here.
 Results = tuple[Any, Any]
-Again = Callable[[str, str, Any, Any, bool], Results | None]
+Again = Callable[[str, str, Any, Any, bool, Any], Results | None]
 again_on_host: Again | None = None
 again_on_device: Again | None = None
 
@@ -495,7 +495,7 @@ def checked(
     """
     of_numpy = type(input) is type(target) is np.ndarray
     is_plain = (
-        weight is pos_weight is where is axis is dtype is out is grad_output is None
+        weight is pos_weight is where is axis is dtype is grad_output is None
         and type(label_smoothing) is float
         and label_smoothing == 0.0
         and keepdims is False
@@ -503,7 +503,7 @@ def checked(
     again = again_on_host if of_numpy else again_on_device
     as_usual = type(reduction) is str and stream is None and (validate is None or type(validate) is bool)
     if again is not None and is_plain and as_usual:
-        results = again(function, reduction, input, target, of_numpy if validate is None else validate)
+        results = again(function, reduction, input, target, of_numpy if validate is None else validate, out)
         if results is not None:
             return results
     # Nearly always both are known, which saves 0.5 us.
@@ -525,8 +525,8 @@ def checked(
         call.target_name = target_name
     if family:
         call.family, call.wants_hessian = family, wants_hessian
-    if is_plain:
-        call.is_plain = True
+    call.is_plain = is_plain and (out is None or of_numpy)
+    if is_plain and out is None:
         if stream is not None or not (on_host and isinstance(y, np.ndarray)):
             _take_place(call, stream)
         if x.size or reduction != "mean":

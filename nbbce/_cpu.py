@@ -350,6 +350,8 @@ class _Known(NamedTuple):
     summing: bool
     wanted: tuple[bool, bool, bool] | None
     """Whether losses, gradients and hessians are wanted, if any of them are."""
+    looking: Array | None
+    """The vector of the pass that looks at all values before the caller's own array is written, if there was one."""
 
 
 # By function, reduction, whether values are looked at, and dtypes: such a call takes 0.6 us less than a checked one.
@@ -429,6 +431,7 @@ def _pass(
     shares = not check and has_shares(call)
     key = _flat_key(call, loss, gradient, hessian, summing, check, shares) if flat else None
     scale = 1.0 if gradient is None else gradient_scale(call)
+    is_flat = key is not None
     if key is not None:
         vector = _flat_vectors.get(key)
         if vector is None:
@@ -460,32 +463,62 @@ def _pass(
     if found < NONE_BAD:
         _compile_asked_for(found, vector)
         return _pass(call, loss, gradient, hessian, summing, check)
-    if flat and call.is_plain and not check:
+    if is_flat and call.is_plain and not check:
         _remember_plain(call, vector, summing)
     return total, found
 
 
 def _remember_plain(call: Call, vector: Array, summing: bool) -> None:
     key = (call.function, call.reduction, call.validate, call.input.dtype, call.target.dtype)
-    if key not in _known:
+    look = _flat_key(call, None, None, None, True, True, False)
+    looking = None if look is None else _flat_vectors.get(look)
+    if key not in _known or (_known[key].looking is None and looking is not None):
         wanted = (call.wants_value and not summing, call.wants_gradient, call.wants_hessian)
-        known = _Known(vector, call.dtype, summing, wanted if any(wanted) else None)
+        known = _Known(vector, call.dtype, summing, wanted if any(wanted) else None, looking)
         remember(_known, key, known, MOST_VECTORS)
 
 
-def _again(function: str, reduction: str, x: Array, y: Array, validate: bool) -> tuple[Any, Any] | None:
-    """Results of a plain call like one before; None if there was none, or if a value must be named."""
+def _is_fit(out: Any, dtype: np.dtype[Any], x: Array, y: Array) -> bool:
+    """Whether `out` may be written as it is, beyond doubt."""
+    return (
+        type(out) is np.ndarray
+        and out.dtype == dtype
+        and out.shape == x.shape
+        and out.flags.c_contiguous
+        and out.flags.writeable
+        and not np.may_share_memory(out, x)
+        and not np.may_share_memory(out, y)
+    )
+
+
+def _again(function: str, reduction: str, x: Array, y: Array, validate: bool, out: Any) -> tuple[Any, Any] | None:
+    """Results of a plain call like one before; None if there was none, or if there is an error to be named."""
     known = _known.get((function, reduction, validate, x.dtype, y.dtype))
     size = x.size
     if known is None or x.shape != y.shape or size == 0 or not (x.flags.c_contiguous and y.flags.c_contiguous):
         return None
-    vector, dtype, summing, wanted = known
+    vector, dtype, summing, wanted, looking = known
     mean = reduction == "mean"
     loss = gradient = hessian = None
-    if wanted is None and size <= PARALLEL_SIZE:  # what a small call is nearly always
+    if wanted is None and size <= PARALLEL_SIZE and out is None:  # what a small call is nearly always
         total, found = run_serial.run(vector, id(x), id(y), 0, 0, 0, size, 1.0, 1.0)
     else:
-        loss, gradient, hessian = (np.empty(x.shape, dtype) if each else None for each in wanted or (False,) * 3)
+        wanted = wanted or (False, False, False)
+        own = out
+        if out is not None:
+            if summing:  # the number has no array to go to
+                own = out[1] if type(out) is tuple and len(out) == 2 and out[0] is None else None
+            if sum(wanted) != 1 or not _is_fit(own, dtype, x, y):
+                return None
+            if validate:  # before anything is written
+                if looking is None:
+                    return None
+                looked_at = (looking, id(x), id(y), 0, 0, 0, size, 1.0, 1.0)
+                if _run(size, run_serial, run_parallel, looked_at)[1] != NONE_BAD:
+                    return None
+        loss, gradient, hessian = (
+            None if not each else np.empty(x.shape, dtype) if own is None else own for each in wanted
+        )
         ids = [0 if result is None else id(result) for result in (loss, gradient, hessian)]
         scale = 1.0 / size if mean and gradient is not None else 1.0
         total, found = _run(size, run_serial, run_parallel, (vector, id(x), id(y), *ids, size, 1.0, scale))
@@ -609,7 +642,7 @@ def _number(call: Call, total: float) -> Any:
 def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
     summing = call.wants_value and call.reduction != "none"
-    if summing and call.is_plain and not call.wants_gradient:
+    if summing and call.is_plain and not call.wants_gradient and call.value_out is None:
         total, bad = _pass(call, None, None, None, True)
         if bad >= 0 and call.validate:
             raise out_of_domain(call, bad)

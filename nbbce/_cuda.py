@@ -349,9 +349,9 @@ def _signature(function: str, reduction: str, input: Any, target: Any) -> tuple[
     return None if first is None or second is None else (function, reduction, *first, *second)
 
 
-def _again(function: str, reduction: str, input: Any, target: Any, validate: bool) -> tuple[Any, Any] | None:
+def _again(function: str, reduction: str, input: Any, target: Any, validate: bool, out: Any) -> tuple[Any, Any] | None:
     """Results of a plain call like one before; None if there was none."""
-    signature = None if validate else _signature(function, reduction, input, target)
+    signature = None if validate or out is not None else _signature(function, reduction, input, target)
     known = None if signature is None else _known.get(signature)
     if known is None:
         return None

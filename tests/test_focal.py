@@ -35,7 +35,8 @@ parameters = pytest.mark.parametrize(("alpha", "gamma"), PARAMETERS, ids=str)
 # of a gradient, float64 is kept as a sum of two.
 LOSS, GRADIENT = {"float32": 1, "float64": 3}, {"float32": 1.5, "float64": 3}
 # That of a sum or mean: the elements of float64 may all be 3 ULP off to the same side, and such an error is up to 6 ULP
-# of a sum whose own last place is relatively finer; those of float32 are not rounded before.  And of a weighted element.
+# of a sum whose own last place is relatively finer; those of float32 are not rounded before.  And that of a weighted
+# element.
 SUMMED = {"float32": 1, "float64": 6}
 WEIGHTED = {"float32": 1.5, "float64": 5}
 

@@ -384,6 +384,65 @@ def test_call_that_differs_from_one_before_is_checked(change, no_check):
         binary_cross_entropy_with_logits(x, y)
 
 
+# How a function gives one array, and with what `out`.
+INTO = {
+    "losses": (binary_cross_entropy, "none", lambda out: out),
+    "gradients": (binary_cross_entropy_grad, "mean", lambda out: out),
+    "mean and gradients": (binary_cross_entropy_value_and_grad, "mean", lambda out: (None, out)),
+}
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("size", [1, 300, 43_993])
+@pytest.mark.parametrize("way", INTO.values(), ids=INTO)
+def test_call_into_an_array_like_one_before_is_not_checked_again_and_has_the_same_bits(way, size, validate, no_check):
+    function, reduction, given = way
+    x, y = three(size, "float32")[:2]
+    expected = digest_of(function(x, y, reduction=reduction, where=True))
+    _cpu._known.clear()
+    function(x, y, reduction=reduction, out=given(np.empty_like(x)), validate=validate)
+    out = np.empty_like(x)
+    no_check()
+    results = function(x, y, reduction=reduction, out=given(out), validate=validate)
+    assert (results[1] if isinstance(results, tuple) else results) is out
+    assert digest_of(results) == expected
+
+
+@pytest.mark.parametrize(
+    "another",
+    [
+        lambda out, x: np.empty(2 * x.size, x.dtype)[::2],
+        lambda out, x: out.astype(np.float64),
+        lambda out, x: out[:-1],
+        lambda out, x: np.lib.stride_tricks.as_strided(out, writeable=False),
+        lambda out, x: x,
+        lambda out, x: np.ma.masked_array(out),
+        lambda out, x: out.tolist(),
+        lambda out, x: (None, out),
+    ],
+    ids="strided dtype shape read-only overlapping masked list tuple".split(),
+)
+def test_array_that_may_not_be_written_as_it_is_is_checked(another, no_check):
+    x, y = three(400, "float32")[:2]
+    out = np.empty_like(x)
+    for validate in (None, False):
+        binary_cross_entropy(x, y, reduction="none", out=out, validate=validate)
+    no_check()
+    for validate in (None, False):
+        with pytest.raises(AssertionError, match="was checked"):
+            binary_cross_entropy(x, y, reduction="none", out=another(out, x), validate=validate)
+
+
+def test_array_is_as_it_was_if_a_value_of_a_call_like_one_before_is_bad():
+    x, y = three(400, "float32")[:2]
+    out = np.full_like(x, 7)
+    binary_cross_entropy(x, y, reduction="none", out=np.empty_like(x))
+    x[17] = 1.5
+    with pytest.raises(ValueError, match=r"got input\[17\] = 1\.5"):
+        binary_cross_entropy(x, y, reduction="none", out=out)
+    assert (out == 7).all()
+
+
 def test_call_like_one_before_that_is_wrong_is_told_so():
     x, y = three(400, "float32")[:2]
     for reduction in ("mean", "none"):
