@@ -106,6 +106,9 @@ PLACES = 25
 # Rows of which there are fewer are not loaded one after the other.
 FEW = 32
 
+# The probability, and the label with it, where a mask leaves an element out of gradients.
+BLANK_OF_GRADIENT = 0.5
+
 # What no flat index is: that there is no bad element, and, less its field, that a kernel is asked for.
 NONE_BAD, ASKED_FOR = -1, -2
 
@@ -296,8 +299,9 @@ def make_results(call_at, places_at, at, count, suspect, both_made, _, __):
             if maker < 0:
                 return ASKED_FOR - EACH_LOSS - k
             scale, weights = (numbers[0], places[WEIGHT]) if k == 0 else (numbers[4], places[GRADIENT_FACTOR])
-            if k == 1 and call[BLANK] != 0 and call[BLANK_INPUT] == 0:
-                call_maker(call[BLANK], (x, places[TARGET], 0, 0.5, places[WHERE], count, scratch_at))
+            # Of probabilities whose losses are made too: what costs nothing has a gradient.
+            if k == 1 and call[BLANK] != 0 and array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0] == 0.0:
+                call_maker(call[BLANK], (x, places[TARGET], 0, BLANK_OF_GRADIENT, places[WHERE], count, scratch_at))
             if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect != 0:
                 if call[MARK_BAD] < 0:
                     return ASKED_FOR - MARK_BAD
@@ -375,9 +379,10 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     for block in range(first, last):
         start = block * step
         block_count = lesser(step, size - start)
-        # A block of hard labels is summed by products.  If one of its pieces is refused, the other sum takes the block
-        # from its first piece on: in the first round if that was the first piece, else in a second one.
-        hard = call[hard_sum] != 0 and block_count >= HARD
+        # A block of hard labels, or of float32 logits, is summed by products, if it is not too small.  If one of its
+        # pieces is refused, the other sum takes the block from its first piece on: in the first round if that was the
+        # first piece, else in a second one.  Sums that are made with gradients, but not by products, go the same way.
+        hard = call[hard_sum] != 0 and (block_count >= HARD or call[HARD_SUM] == 0)
         again, total = False, 0.0
         for round in range(2):
             if round == 1:

@@ -332,8 +332,8 @@ def _sum_of_logs_of_products(spec: Spec) -> Any:
     parts_of, doubt_about = parts_of_scale(spec), doubt_of(spec)
     # Gradients of one scale are made of the same exponentials: 84 instructions an element, not 114.
     one_scale = spec.scale_fits and not spec.weighs_derivatives
-    plain = spec.where is None and not spec.shares
-    alone = one_scale and plain and spec.gradient is not None and spec.hessian is None
+    # They take no mask.
+    alone = one_scale and spec.where is None and spec.gradient is not None and spec.hessian is None
 
     @device
     def add(lane, z, y, r, s, power):

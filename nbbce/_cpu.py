@@ -21,6 +21,7 @@ from nbbce._blocks_cpu import (
     ALPHA_OF_0,
     ASKED_FOR,
     BLANK_INPUT,
+    BLANK_OF_GRADIENT,
     BOTH,
     BY_ROWS,
     COPIERS,
@@ -73,8 +74,6 @@ WINDOW_ACROSS, NARROW, LONG = 8, 64, 1024
 
 # The logit where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite one makes no NaN.
 BLANK = -1e30
-# The probability there, and the label with it, if only gradients are wanted.  That of losses is 0.
-BLANK_OF_GRADIENT = 0.5
 
 # The numbers of a call that asks for none, by family.
 DEFAULTS = {
@@ -164,8 +163,8 @@ def _types_and_makers(
     x, y, w, _, grad_output, mask, *results = kinds
     computed = "float64" if x in ("float64", "float64_swapped") else "float32"
     # Weights of float32 in memory are made float64 by the loops that read them, if these are of float32.
-    in_place = direct[WEIGHT] and w == computed and not (grad_output or wide)
-    weights = computed if in_place else "float64"
+    weights_in_place = direct[WEIGHT] and w == computed and not (grad_output or wide)
+    weights = computed if weights_in_place else "float64"
     seen = (computed, computed, weights, "float64", "float64", "uint8", computed, computed, computed)
     sizes = {"float64": 8, "float32": 4, "uint8": 1}
     # Labels of one byte in memory are summed as they are.

@@ -545,7 +545,7 @@ def parts_of_scale(spec: Spec) -> Any:
 
 
 def _late(spec: Spec, what: str, weighted: bool, scaled: bool) -> Any:
-    """The same for what a formula gives with a factor to multiply in last."""
+    """The same of logits: for what a formula gives with a factor to multiply in last, or in float64 without one."""
     T, family, shares = np.dtype(spec.computed).type, spec.family, spec.shares
     if family == "focal_" and spec.computed == "float32":
 

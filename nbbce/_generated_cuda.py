@@ -163,9 +163,9 @@ HELD_WIDE, LATE_FROM_WIDE, LATE_WIDE = F32(220.0), F32(80.0), 2.0**-200
 BITS_OF_LATE_FROM_WIDE = U32(0x42A00000)
 # And for the powers of the focal loss, of which three may be multiplied.
 HELD_FOCAL, LATE_FOCAL = 760.0, 2.0**-256
-# The focal loss of float32 is float64 throughout and has no need of that: e^-HELD_POWER is a normal number, and times a
-# loss and a weight of 2^188 less than any float32.
+# The focal loss of float32 is float64 throughout and has no need of that: a power below e^-HELD_POWER, 2^-1009, is 0.
 HELD_POWER = 700.0
+MOST_GAMMA = 1e300  # as a factor, so that no slope is infinite
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 BITS_OF_LEAST_SCALE, BITS_OF_MOST_SCALE = U64(0x3C30000000000000), U64(0x43B0000000000000)
@@ -833,8 +833,8 @@ def logits_shares_wide_hessian(z, a, b, r, s, power):
 #
 #     focal = share l (1-p_t)^gamma,    1-p_t = (wrong + right e) / (1+e),    share = alpha y + (1-alpha) (1-y),
 #
-# in log space: (1-p_t)^gamma = exp(gamma (log(wrong + right e) - log(1+e))).  gamma multiplies the error of the
-# logarithm, so logarithm, exponential and l are sums of two float64.
+# in log space, (1-p_t)^gamma = exp(gamma (log(wrong + right e) - log(1+e))), but for the usual gamma of 2, a square.
+# gamma multiplies the error of the logarithm, so logarithm, exponential and l are sums of two float64.
 
 
 # a + b and its rounding error (Knuth).
@@ -996,7 +996,8 @@ def focal_share_float64(y, positive, negative):
     return share, error + fma(positive, y, -one) + fma(negative, rest, -other) + negative * ((1.0 - rest) - y)
 
 
-# The focal loss of a logit and its label, from e and log(1+e) on.
+# The focal loss of a logit and its label, from e and log(1+e) on.  Beyond HELD_FOCAL a share on the wrong
+# side pays for all of |z|.
 @formula
 def focal_loss_of_exp_float64(z, y, gamma, positive, negative, u, small, late, tail, tail_error):
     loss, loss_error, power, power_error, again, again_error, late = focal_parts_float64(
@@ -1040,7 +1041,8 @@ def focal_gradient_of_exp_float64(z, y, gamma, positive, negative, u, small, lat
     tilt, tilt_error = two_sum_float64(1.0, -2.0 * y)
     tilt, tilt_error = two_product_float64(tilt, tilt_error, 1.0 if clear else e, 0.0 if clear else e_error)
     bend, bend_error = two_quotient_float64(tilt, tilt_error, n, n_error)
-    bend, bend_error = two_product_float64(bend, bend_error, gamma * loss, fma(gamma, loss, -(gamma * loss)))
+    times = min(gamma, MOST_GAMMA) * loss
+    bend, bend_error = two_product_float64(bend, bend_error, times, fma(min(gamma, MOST_GAMMA), loss, -times))
     bend_error += bend * (loss_error / loss if loss > 0.0 else 0.0)
     slope, slope_error = (slope, slope_error) if z > 0.0 else (-slope, -slope_error)
     total, error = two_sum_float64(slope, bend)
@@ -1161,25 +1163,28 @@ def wide_focal_slope_float64(z, y, u, gamma):
     over = both * other
     loss = fma(wrong, F64(HELD_WIDE) if a > F64(HELD_WIDE) else a, tail)
     slope = fma(-right, u, wrong) * over
-    bend = gamma * loss * fma(-2.0, y, 1.0) * (over if clear else u * both)
+    bend = loss * fma(-2.0, y, 1.0) * (over if clear else u * both) * min(gamma, MOST_GAMMA)
     return (slope if z > 0.0 else -slope) + bend, tail, n, n * over
 
 
-# (1-p_t)^gamma of -log(1-p_t).  For gamma = 2, which nearly all ask for, it is a square instead.
+# (1-p_t)^gamma of -log(1-p_t).
 @formula
 def wide_focal_power_float64(away, gamma):
     times = gamma * away
-    return wide_exp_float64(HELD_POWER if times > HELD_POWER else times)
+    gone = times > HELD_POWER
+    return 0.0 if gone else wide_exp_float64(HELD_POWER if gone else times)
 
 
-# A loss or a slope times its power and the label's share, of which 0 makes nothing of infinity.
+# A loss or a slope times its power and the label's share.  A share of 0 makes nothing of infinity, and a
+# power of 0 does not.
 @formula
 def wide_focal_product_float64(z, y, value, power, positive, negative):
     share = fma(positive, y, negative * (1.0 - y))
-    return 0.0 if share == 0.0 and z == z else value * power * share
+    product = value if value == np.inf else value * power
+    return 0.0 if share == 0.0 and z == z else product * share
 
 
-# All of it for one element; loops over rows take a step for all of a row before the next.
+# All of it for one element, as devices take it; the loops below take a step for a row before the next.
 @formula
 def wide_focal_loss_float64(z, y, gamma, positive, negative):
     loss, tail, n, q = wide_focal_terms_float64(z, y, wide_exp_of_logit_float64(z))

@@ -731,7 +731,7 @@ def sigmoid_focal_loss(
     -----
     ``(1 - p_t) ** gamma`` is computed in log space, in which neither ``p_t`` near 1 nor its power near 0 loses digits,
     or as a square: single losses are within 1 ULP of the exact value in float32, and within 3 in float64, for a `gamma`
-    of up to 10; the distance then grows with `gamma`.
+    of up to 10.  The distance then grows with `gamma`, to 3 ULP in float32 and 200 in float64 at 1000.
 
     Examples
     --------

@@ -118,6 +118,29 @@ def test_answers_about_hard_labels_are_within_their_bounds(dtype, alpha, gamma, 
         assert distance <= GRADIENT[dtype], message
 
 
+@pytest.mark.parametrize("gamma", [50.0, 1000.0, 1e8, 1e300, 1.7e308])
+@pytest.mark.parametrize("dtype", WIDE)
+def test_large_gamma_leaves_nothing_of_what_is_predicted_at_all(dtype, gamma):
+    # (1-p_t)^50 is e^-1000 for the first, and what is on the wrong side by far counts as without gamma.
+    z, y = np.array([-20, 20, 120, -120], dtype), np.array([0, 1, 0, 1], dtype)
+    value, gradient = sigmoid_focal_loss_value_and_grad(z, y, alpha=None, gamma=gamma)
+    assert value[:2].tolist() == gradient[:2].tolist() == [0, 0]
+    assert sigmoid_focal_loss(z[:2], y[:2], reduction="sum", gamma=gamma, dtype="float64") <= 1e-300
+    if gamma <= 1e8:
+        assert value[2:].tolist() == [120, 120]
+        assert gradient[2:].tolist() == [1, -1]
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("gamma", [2.0, 10.0, 1e5])
+@pytest.mark.parametrize("dtype", WIDE)
+def test_infinite_loss_is_infinite_whatever_its_power(dtype, gamma):
+    z, y = np.array([np.inf, -np.inf], dtype), np.array([1e-40, 1 - 1e-7], dtype)
+    value, gradient = sigmoid_focal_loss_value_and_grad(z, y, gamma=gamma)
+    assert value.tolist() == [np.inf, np.inf]
+    assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize("dtype", WIDE)
 def test_answers_about_any_logit_label_alpha_and_gamma_are_within_3_ulp(dtype):
     @settings(max_examples=200)

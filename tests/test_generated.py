@@ -291,7 +291,7 @@ def points(parameter: str, dtype: type) -> list[Any]:
         "gamma": [0.0, 0.5, 2.0, 7.3],
         "positive": [0.25, 1.0, 0.0],
         "negative": [0.75, 1.0],
-        "value": [0.0, -1e-300, 0.7, np.inf, np.nan],
+        "value": [0.0, -1e-300, 0.7, np.inf, -np.inf, np.nan],
         # Values of the polynomials.
         "q": [0.5, *rng.uniform(0.5, 0.8, 9)],
         "p": [-0.5, *rng.uniform(-0.65, -0.4, 9)],

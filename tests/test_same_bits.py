@@ -30,6 +30,8 @@ from nbbce import (
     binary_cross_entropy_with_logits_grad,
     binary_cross_entropy_with_logits_grad_and_hess,
     binary_cross_entropy_with_logits_value_and_grad,
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_value_and_grad,
 )
 
 WIDE = ["float32", "float64"]
@@ -321,6 +323,23 @@ def test_calls_alike_but_for_one_thing_do_not_take_each_others_way():
 
 
 PLAIN = [binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad, *OF_LOGITS]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_float32_weights_have_the_bits_of_the_same_in_float64(dtype, reduction):
+    # Those of float32 may be read where they lie.
+    functions = [*PLAIN, sigmoid_focal_loss, sigmoid_focal_loss_value_and_grad]
+    for size in (1, 257, 5003, 43_993):
+        x, y, w = three(size, dtype)
+        for function in functions:
+            answers = [function(x, y, w.astype(kind), reduction) for kind in ("float32", "float64")]
+            assert digest_of(answers[0]) == digest_of(answers[1])
+        answers = [
+            binary_cross_entropy_with_logits_value_and_grad(x, y, w.astype(kind), reduction, pos_weight=2.0)
+            for kind in ("float32", "float64")
+        ]
+        assert digest_of(answers[0]) == digest_of(answers[1])
 
 
 @pytest.fixture
