@@ -83,8 +83,10 @@ TRANSPOSED, TURN = 64, 70
 ADD_UP_BLOCK, WALK, TRANSFER, LOAD, MAKE_RESULTS, ADD_WAVE = range(71, 77)
 # Operands that a walk has buffers for.  A small call touches little memory: two, where that will do.
 BUFFERS = 77
-DIMENSIONS = 78
-SHAPE = 79  # the shape starts here; the operands' strides follow
+# What BLANK does of weights, and of the products of MULTIPLY.
+BLANK_WEIGHT, BLANK_FACTOR = 78, 79
+DIMENSIONS = 80
+SHAPE = 81  # the shape starts here; the operands' strides follow
 FLAT_FIELDS = SHAPE + 2 * (1 + OPERANDS)  # of a call on contiguous arrays, which has two dimensions
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
@@ -258,16 +260,25 @@ def load(call_at, places_at, at, count, hard, _, __, ___):
     for operand in range(WHERE + 1):
         if call[operand] != 0:
             places[operand] = places[LOADED + operand] + (at - places[FROM]) * call[ITEMS + operand]
-    x, labels, w, mask = places[INPUT], places[TARGET], places[WEIGHT], places[WHERE]
+    mask = places[WHERE]
+    if mask != 0:
+        # Of x = 0, or of a logit far below 0, and y = 0 the loss is nothing, whatever the weight: 1, as 0 would send
+        # gradients a longer way.
+        blank = array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0]
+        for operand in range(WEIGHT + 1):
+            if call[operand] != 0:
+                place = buffers_at + operand * room + (at - places[FROM]) * call[ITEMS + operand]
+                number = blank if operand == INPUT else max(blank, 0.0) if operand == TARGET else 1.0
+                maker = call[BLANK_WEIGHT if operand == WEIGHT else BLANK]
+                call_maker(maker, (places[operand], mask, 0, number, place, count, scratch_at))
+                places[operand] = place
+    labels, w = places[TARGET], places[WEIGHT]
     y, factor, suspect = labels, w, False
     if call[MULTIPLY] != 0:
         factor = buffers_at + GRAD_OUTPUT * room
         call_maker(call[MULTIPLY], (places[GRAD_OUTPUT], w, 0, 1.0, factor, count, scratch_at))
-    if mask != 0:
-        blank = array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0]
-        call_maker(call[BLANK], (x, y, w, blank, mask, count, scratch_at))
-        if factor != w:
-            call_maker(call[BLANK], (x, y, factor, blank, mask, count, scratch_at))
+        if mask != 0:  # the other factor may be anything there
+            call_maker(call[BLANK_FACTOR], (factor, mask, 0, 1.0, factor, count, scratch_at))
     if call[SHARES] != 0:
         y = places[SHARES_AT]
         shares = (call_at + 8 * KEEP, labels, places[POS_WEIGHT], 1.0, y, count, scratch_at)
@@ -301,7 +312,8 @@ def make_results(call_at, places_at, at, count, suspect, both_made, _, __):
             scale, weights = (numbers[0], places[WEIGHT]) if k == 0 else (numbers[4], places[GRADIENT_FACTOR])
             # Of probabilities whose losses are made too: what costs nothing has a gradient.
             if k == 1 and call[BLANK] != 0 and array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0] == 0.0:
-                call_maker(call[BLANK], (x, places[TARGET], 0, BLANK_OF_GRADIENT, places[WHERE], count, scratch_at))
+                for each in (x, places[TARGET]):
+                    call_maker(call[BLANK], (each, places[WHERE], 0, BLANK_OF_GRADIENT, each, count, scratch_at))
             if call_maker(maker, (x, y, weights, scale, out, count, scratch_at)) != 0.0 or suspect != 0:
                 if call[MARK_BAD] < 0:
                     return ASKED_FOR - MARK_BAD

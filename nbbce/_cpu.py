@@ -20,6 +20,7 @@ from nbbce._blocks_cpu import (
     ALPHA,
     ALPHA_OF_0,
     ASKED_FOR,
+    BLANK,
     BLANK_INPUT,
     BLANK_OF_GRADIENT,
     BOTH,
@@ -73,12 +74,12 @@ PARALLEL_SIZE = 8 * generated.BLOCK
 WINDOW_ACROSS, NARROW, LONG = 8, 64, 1024
 
 # The logit where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite one makes no NaN.
-BLANK = -1e30
+BLANK_LOGIT = -1e30
 
 # The numbers of a call that asks for none, by family.
 DEFAULTS = {
     family: (1.0, 0.0, 1.0, 1.0, 1.0, blank, 0.0, 1.0, 1.0)
-    for family, blank in (("", 0.0), ("logits_", BLANK), ("focal_", BLANK))
+    for family, blank in (("", 0.0), ("logits_", BLANK_LOGIT), ("focal_", BLANK_LOGIT))
 }
 
 # One parallel launch at a time: the `workqueue` layer aborts the process when two threads launch at once, and with
@@ -172,7 +173,7 @@ def _types_and_makers(
     plain = summing and w is None and not (shares or check)
     narrow_logits = (family, computed) == ("logits_", "float32")
     hard = plain and (not family or narrow_logits)
-    as_bytes = hard and not family and direct[TARGET] and y in ("uint8", "int8", "bool")
+    as_bytes = hard and not (family or mask) and direct[TARGET] and y in ("uint8", "int8", "bool")
     in_one = (plain and (narrow_logits or family == "focal_")) or (summing and narrow_logits and shares and not check)
     both = in_one and results[1] and not grad_output
 
@@ -253,9 +254,8 @@ def _vector(
     kinds = tuple(
         None if a is None else "uint8" if operand == WHERE else kind_of(a.dtype) for operand, a in enumerate(operands)
     )
-    # With a mask the loops change x and y in place, so all are copied to the buffers first.
     masked = operands[WHERE] is not None
-    direct = tuple(a is not None and a.flags.c_contiguous and not (masked or tiled) for a in operands)
+    direct = tuple(a is not None and a.flags.c_contiguous and not tiled for a in operands)
     fields = _types_and_makers(call, kinds, direct, summing, check, shares, wide, products)
     if flat:
         extents, steps = [1, x.size], [[0, 0 if a is None else a.itemsize] for a in operands]
@@ -281,9 +281,11 @@ def _vector(
     computed = "float64" if kinds[INPUT] == "float64" else "float32"
     only_strided = kinds == (computed, computed, *(None,) * (OPERANDS - 2)) and not shares
     several = summing + sum(a is not None for a in operands[LOSS:]) > 1 and fields[BOTH - COPIERS] == 0
-    span = generated.BLOCK if (in_place or only_strided) and not several and not wide else generated.PIECE
+    by_blocks = (in_place or only_strided) and not (several or wide or masked)
+    span = generated.BLOCK if by_blocks else generated.PIECE
     more_operands = any(a is not None for a in operands[WEIGHT:LOSS])
     plain = not (more_operands or shares or wide or any(fields[LOSS:OPERANDS]))
+    blanks = {8: generated.blank_float64.address, 4: fields[BLANK - COPIERS]} if masked else {}
     numbers = np.array(DEFAULTS[call.family])
     if not (call.family or summing or wide or operands[LOSS] is not None):
         numbers[BLANK_INPUT - KEEP] = BLANK_OF_GRADIENT
@@ -305,6 +307,8 @@ def _vector(
             make_results.address if any(a is not None for a in operands[LOSS:]) else 0,
             _on_demand(add_wave) if summing else 0,
             2 if plain else OPERANDS,
+            blanks.get(fields[OPERANDS + WEIGHT], 0),
+            blanks.get(8, 0),
             len(extents),
             *extents,
             *(n for step in steps for n in step),

@@ -3358,20 +3358,16 @@ def shares_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def blank_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Where the mask at `out` is False: x = `scale`, y = x if that is a label and else 0, and w, if any, is 1.
-
-    Of x = 0 or a logit of -1e30 the loss is nothing, whatever w was, of x = 1/2 and of such a logit the gradient.
-    """
+    """`out` is x where the mask at `y` is True, else `scale`; x may be there already."""
     size = U64(count)
-    x, y, mask = array_at(x_at, size, F32), array_at(y_at, size, F32), array_at(out_at, size, np.uint8)
-    w = array_at(w_at, size, F64)
-    blank, label = F32(scale), F32(max(scale, 0.0))
-    for i in range(size):
-        x[i] = x[i] if mask[i] else blank
-        y[i] = y[i] if mask[i] else label
-    if w_at != 0:
+    x, mask, out = array_at(x_at, size, F32), array_at(y_at, size, np.uint8), array_at(out_at, size, F32)
+    blank = F32(scale)
+    if x_at == out_at:  # in a loop of its own, as one for both would not vectorise
         for i in range(size):
-            w[i] = w[i] if mask[i] else 1.0
+            out[i] = out[i] if mask[i] else blank
+    else:
+        for i in range(size):
+            out[i] = x[i] if mask[i] else blank
     return 0.0
 
 
@@ -3415,20 +3411,16 @@ def shares_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
 
 @maker
 def blank_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
-    """Where the mask at `out` is False: x = `scale`, y = x if that is a label and else 0, and w, if any, is 1.
-
-    Of x = 0 or a logit of -1e30 the loss is nothing, whatever w was, of x = 1/2 and of such a logit the gradient.
-    """
+    """`out` is x where the mask at `y` is True, else `scale`; x may be there already."""
     size = U64(count)
-    x, y, mask = array_at(x_at, size, F64), array_at(y_at, size, F64), array_at(out_at, size, np.uint8)
-    w = array_at(w_at, size, F64)
-    blank, label = F64(scale), F64(max(scale, 0.0))
-    for i in range(size):
-        x[i] = x[i] if mask[i] else blank
-        y[i] = y[i] if mask[i] else label
-    if w_at != 0:
+    x, mask, out = array_at(x_at, size, F64), array_at(y_at, size, np.uint8), array_at(out_at, size, F64)
+    blank = F64(scale)
+    if x_at == out_at:  # in a loop of its own, as one for both would not vectorise
         for i in range(size):
-            w[i] = w[i] if mask[i] else 1.0
+            out[i] = out[i] if mask[i] else blank
+    else:
+        for i in range(size):
+            out[i] = x[i] if mask[i] else blank
     return 0.0
 
 
