@@ -20,7 +20,6 @@ from nbbce._blocks_cpu import (
     ALPHA,
     ALPHA_OF_0,
     ASKED_FOR,
-    BLANK,
     BLANK_INPUT,
     BLANK_OF_GRADIENT,
     BOTH,
@@ -35,6 +34,7 @@ from nbbce._blocks_cpu import (
     KEEP,
     LENGTH,
     LOSS,
+    MULTIPLY,
     NONE_BAD,
     OPERANDS,
     POSITIVE,
@@ -285,7 +285,8 @@ def _vector(
     span = generated.BLOCK if by_blocks else generated.PIECE
     more_operands = any(a is not None for a in operands[WEIGHT:LOSS])
     plain = not (more_operands or shares or wide or any(fields[LOSS:OPERANDS]))
-    blanks = {8: generated.blank_float64.address, 4: fields[BLANK - COPIERS]} if masked else {}
+    blank_weight = f"blank_float{8 * fields[OPERANDS + WEIGHT]}" if masked and operands[WEIGHT] is not None else None
+    blank_factor = "blank_float64" if masked and fields[MULTIPLY - COPIERS] else None
     numbers = np.array(DEFAULTS[call.family])
     if not (call.family or summing or wide or operands[LOSS] is not None):
         numbers[BLANK_INPUT - KEEP] = BLANK_OF_GRADIENT
@@ -307,8 +308,7 @@ def _vector(
             make_results.address if any(a is not None for a in operands[LOSS:]) else 0,
             _on_demand(add_wave) if summing else 0,
             2 if plain else OPERANDS,
-            blanks.get(fields[OPERANDS + WEIGHT], 0),
-            blanks.get(8, 0),
+            *(0 if name is None else getattr(generated, name).address for name in (blank_weight, blank_factor)),
             len(extents),
             *extents,
             *(n for step in steps for n in step),

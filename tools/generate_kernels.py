@@ -1492,19 +1492,16 @@ FAMILIES = (
 )
 
 
-WEIGHTS = "    w = array_at(w_at, {size}, F64)\n"
-
-
-def operands(f: Float, shares: bool, size: str) -> str:
+def operands(f: Float, shares: bool, size: str, weights: bool = True) -> str:
     """The arrays of a loop: x and y, or x and the label's two shares; and the weights."""
     type_ = "F64" if f.name == "float64" else "F32"
-    weights = WEIGHTS.format(size=size)
+    w = f"    w = array_at(w_at, {size}, F64)\n" if weights else ""
     if shares:
         return (
             f"    x, a, b = array_at(x_at, {size}, {type_}), array_at(y_at, {size}, F64), "
-            f"array_at(y_at + 8 * PIECE, {size}, F64)\n{weights}"
+            f"array_at(y_at + 8 * PIECE, {size}, F64)\n{w}"
         )
-    return f"    x, y = array_at(x_at, {size}, {type_}), array_at(y_at, {size}, {type_})\n{weights}"
+    return f"    x, y = array_at(x_at, {size}, {type_}), array_at(y_at, {size}, {type_})\n{w}"
 
 
 def largest(f: Float, checked: list[str], places: list[str]) -> tuple[str, list[str], str]:
@@ -1561,9 +1558,8 @@ def loops_of_sums(family: Family, f: Float) -> str:
         words["wide_deeper"] = family.wide_loss(shares).replace("@", "    ")
         words["each"] = f"{family.prefix}{'shares' if shares else 'weighted'}"
         for sink, template in SUM_32.items():
-            arrays = words["operands"]
             text += template.substitute(
-                words | {"operands": arrays if sink == "wide" else arrays.replace(WEIGHTS.format(size="BLOCK"), "")},
+                words | {"operands": operands(f, shares, "BLOCK", weights=sink == "wide")},
                 lanes=family.lanes_of_terms(8 if sink == "sum" else 0),
                 verdict=f"F64({verdict})" if verdict else "0.0",
             )
@@ -2310,7 +2306,6 @@ def loops_of_each(family: Family, f: Float) -> str:
             else:
                 body.append(f"out[i] = {value}")
             scaled = what != "loss" or f.name == "float64"
-            arrays = operands(f, shares, "size")
             words = f.words | {
                 "name": name,
                 "what": what,
@@ -2325,7 +2320,7 @@ def loops_of_each(family: Family, f: Float) -> str:
                 narrow = f.name == "float32"
                 text += EACH_BY_ROWS.substitute(
                     words,
-                    operands=arrays.replace(WEIGHTS.format(size="size"), "") if narrow else arrays,
+                    operands=operands(f, shares, "size", weights=not narrow),
                     weights=WEIGHTS_32 if narrow else "",
                     w="w[j]" if narrow else "w[row + j]",
                     body="".join(f"            {line}\n" for line in body),
@@ -2338,7 +2333,7 @@ def loops_of_each(family: Family, f: Float) -> str:
             text += ELEMENTWISE.substitute(
                 words,
                 scaled=", times w and `scale`" if scaled else "",
-                operands=arrays if scaled else arrays.replace(WEIGHTS.format(size="size"), ""),
+                operands=operands(f, shares, "size", weights=scaled),
                 body="".join(f"        {line}\n" for line in body) + (SCALED if scaled else ""),
             )
     return text
