@@ -808,12 +808,18 @@ def logits_terms_float32(z):
     return r, s, F32(0.0) if a > HELD_WIDE else power, h
 
 
-# And the loss of these terms, put together in float64.  r and power are exact, s is at most 0.06 of e,
-# and h counts for e^3 of it: good to 2^-26.
+# The exponential of these terms, put together in float64.  r and power are exact, s is at most 0.06 of it.
+@formula
+def logits_wide_exp(z, r, s, power):
+    a = -z if z < F32(0.0) else z
+    return ((1.0 + r) + s) * power * (LATE_WIDE if a > LATE_FROM_WIDE else 1.0)
+
+
+# And the loss, of which h counts for e^3: good to 2^-26.
 @formula
 def logits_wide_loss_of_sides(z, wrong, whole, r, s, power, h):
     a = -z if z < F32(0.0) else z
-    e = ((1.0 + r) + s) * power * (LATE_WIDE if a > LATE_FROM_WIDE else 1.0)
+    e = logits_wide_exp(z, r, s, power)
     u = whole * e
     return fma(-u, e * fma(-e, h, 0.5), wrong * (0.0 if wrong == 0.0 else F64(a))) + u
 
@@ -836,8 +842,7 @@ def logits_shares_wide_loss(z, a, b, r, s, power, h):
 @formula
 def logits_shares_wide_gradient(z, a, b, r, s, power):
     b = 0.0 if b == np.inf and z == np.inf else b
-    away = -z if z < F32(0.0) else z
-    e = ((1.0 + r) + s) * power * (LATE_WIDE if away > LATE_FROM_WIDE else 1.0)
+    e = logits_wide_exp(z, r, s, power)
     wrong, right = (a, b) if z > F32(0.0) else (b, a)
     gradient = fma(-right, e, wrong) / (1.0 + e)
     gradient = gradient if z > F32(0.0) else -gradient
@@ -848,8 +853,7 @@ def logits_shares_wide_gradient(z, a, b, r, s, power):
 @formula
 def logits_shares_wide_hessian(z, a, b, r, s, power):
     b = 0.0 if b == np.inf and (z == np.inf or z == -np.inf) else b
-    away = -z if z < F32(0.0) else z
-    e = ((1.0 + r) + s) * power * (LATE_WIDE if away > LATE_FROM_WIDE else 1.0)
+    e = logits_wide_exp(z, r, s, power)
     hessian = (a + b) * e / ((1.0 + e) * (1.0 + e))
     return b if b == np.inf and z == z else hessian
 
