@@ -359,6 +359,7 @@ class _Known(NamedTuple):
 
 # By function, reduction, whether values are looked at, and dtypes: such a call takes 0.6 us less than a checked one.
 _known: dict[tuple[Any, ...], _Known] = {}
+LOSS_ALONE = (True, False, False)  # what is `wanted` with the reduction "none"
 IN_VECTOR = (0,) * 6  # what an entry is called with in place of ids and a size, where they are in the vector
 
 # One, in dtypes that NumPy multiplies a Python number by at once: a NumPy number in 0.04 us, and in 0.2 by its type.
@@ -505,6 +506,9 @@ def _again(function: str, reduction: str, x: Array, y: Array, validate: bool, ou
     loss = gradient = hessian = None
     if wanted is None and size <= PARALLEL_SIZE and out is None:  # what a small call is nearly always
         total, found = run_serial.run(vector, id(x), id(y), 0, 0, 0, size, 1.0, 1.0)
+    elif wanted == LOSS_ALONE and size <= PARALLEL_SIZE and out is None:  # or this, at 0.3 us less
+        loss = np.empty(x.shape, dtype)
+        total, found = run_serial.run(vector, id(x), id(y), id(loss), 0, 0, size, 1.0, 1.0)
     else:
         wanted = wanted or (False, False, False)
         own = out

@@ -431,10 +431,10 @@ def wide_loss_of(spec: Spec) -> Any:
 
     @device
     def loss(x, y, a, b, numbers):
-        t, q, e, g, h = terms(x)
+        t, q, e, log_m = terms(x)
         if shares:
-            return wide(x, a, b, F64(t), F64(q), F64(e), F64(g), F64(h))
-        return wide(x, F64(y), F64(t), F64(q), F64(e), F64(g), F64(h))
+            return wide(x, a, b, F64(t), F64(q), F64(e), F64(log_m))
+        return wide(x, F64(y), F64(t), F64(q), F64(e), F64(log_m))
 
     return loss
 

@@ -151,16 +151,28 @@ def bfloat16_of_float32(x):
     return np.uint16(np.uint32(0x7FC0) if is_nan else rounded)
 
 
+def _align_stack(function: ir.Function) -> None:
+    """Let a function's stack begin at a cache line.
+
+    A loop keeps what finds no register on the stack, constants for the most part, in vectors of 64 bytes; but LLVM
+    takes the stack as it comes, at a multiple of 16.  Losses of 4096 float32 took 0.36 ns an element, and 0.46 to 0.78
+    in six places of 256, where one of these vectors lay across two pages.  (llvmlite writes no alignment alone.)
+    """
+    function.attributes.add("nounwind")
+    function.attributes.alignstack = 64
+
+
 @intrinsic
 def array_at(typingctx: Any, address: Any, size: Any, dtype: Any) -> Any:
     """The `size` elements of `dtype` at `address`, as a contiguous array that owns nothing.
 
     As `numba.carray`, but of a type that promises no alignment, so that loops may run over a misaligned view; on the
-    processors that Numba knows a load costs the same.
+    processors that Numba knows a load costs the same.  The function that it is in aligns its stack.
     """
     array_type = types.Array(dtype.instance_type, 1, "C", aligned=False)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _align_stack(builder.function)
         array = context.make_array(array_type)(context, builder)
         element = context.get_data_type(array_type.dtype)
         item_size = context.get_constant(types.intp, context.get_abi_sizeof(element))

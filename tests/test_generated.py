@@ -296,6 +296,7 @@ def points(parameter: str, dtype: type) -> list[Any]:
         "q": [0.5, *rng.uniform(0.5, 0.8, 9)],
         "p": [-0.5, *rng.uniform(-0.65, -0.4, 9)],
         "h": [0.0, *rng.uniform(-0.405, 0.288, 9)],
+        "log_m": [0.0, *rng.uniform(-0.405, 0.288, 9)],
     }[parameter]
     return [dtype(value) for value in values]
 

@@ -274,6 +274,12 @@ def test_array_at_is_the_memory_itself():
     assert memory.tolist() == [0, 1, -2, -3, -4, -5, -6, 7, 8, 9]
 
 
+def test_stack_of_a_function_with_arrays_begins_at_a_cache_line():
+    negate_at(0, 0)
+    (code,) = negate_at.inspect_llvm().values()
+    assert "alignstack(64)" in code
+
+
 def test_array_at_may_be_empty():
     assert negate_at(0, 0) == (0, 1, 4, True)
 
