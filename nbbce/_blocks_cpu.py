@@ -387,9 +387,15 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     numbers[0], numbers[4] = loss_scale, gradient_scale
     array_at(scratch_at - 48, 1, np.int64)[0] = call[ITEMS + WEIGHT]
     hard_sum = BOTH if call[BOTH] != 0 and LEAST_SCALE <= abs(gradient_scale) <= MOST_SCALE else HARD_SUM
-    first_bad = NONE_BAD
+    first_bad, begin = NONE_BAD, first * step
+    # One maker that reads and writes memory as it is runs through at once: 0.1 us of 4.7 for 16384 losses.
+    results = int(call[EACH_LOSS] != 0) + int(call[EACH_GRADIENT] != 0) + int(call[EACH_HESSIAN] != 0)
+    stored = call[COPIERS + LOSS] | call[COPIERS + GRADIENT] | call[COPIERS + HESSIAN]
+    if first < last and results == 1 and not summing and (call[LOAD] | call[EACH_WIDE] | call[WIDEN] | stored) == 0:
+        step = span = places[END] - begin
+        last = first + 1
     for block in range(first, last):
-        start = block * step
+        start = begin + (block - first) * step
         block_count = lesser(step, size - start)
         # A block of hard labels, or of float32 logits, is summed by products, if it is not too small.  If one of its
         # pieces is refused, the other sum takes the block from its first piece on: in the first round if that was the
@@ -481,7 +487,7 @@ def _begin(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, chunks):
     held = 8 * (lesser(blocks, WAVE) + 2 * LANES)
     memory = np.empty(held + 8 * (chunks + FLAT_FIELDS), np.uint8)
     sums_at = memory.ctypes.data
-    if blocks > 1:
+    if blocks > 1 and call[SUM] != 0:
         clear_bytes(sums_at + held - 16 * LANES, 16 * LANES)
     if x_id == 0:
         return memory, call.ctypes.data, sums_at, sums_at + held, blocks

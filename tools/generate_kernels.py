@@ -102,6 +102,7 @@ EXP_32, LOG1P_32 = Polynomial("exp_float32", "EXP_32_"), Polynomial("log1p_float
 EXP_64 = Polynomial("exp_float64", "EXP_64_")
 EXP_WIDE, LOG_WIDE = Polynomial("wide_exp_float64", "EXP_WIDE_"), Polynomial("wide_log_float64", "LOG_WIDE_")
 LOG1P_WIDE = Polynomial("wide_log1p_float64", "LOG1P_WIDE_")
+SUMMED_LOG_32 = Polynomial("summed_log_float32", "SUMMED_LOG_32_")
 NEAR_16 = Polynomial("near_end_16_bits", "NEAR_16_")
 
 # log 2 = HIGH + LOW.  HIGH ends early enough that its product with any exponent is exact: |e| < 256 for float32
@@ -127,6 +128,7 @@ F32, F64, I32, I64, U32, U64 = np.float32, np.float64, np.int32, np.int64, np.ui
 
 {NEAR_32.constants()}
 {LOG_32.constants()}
+{SUMMED_LOG_32.constants()}
 {NEAR_64.constants()}
 {LOG_64.constants()}
 {EXP_32.constants()}
@@ -308,13 +310,15 @@ def loss_float64(x, y):
         ),
         Formula(
             "terms_float32",
-            "For sums of float32: what the loss is made of, before it is put together: t, Q(t), e and log m.",
-            """\
+            "For sums of float32: what the loss is made of, before it is put together: t, Q(t), e and log m.  The\n"
+            "polynomial has an order more than above, since log m is rounded too.",
+            f"""\
 def terms_float32(x):
     r = F32(1.0) - x
     t = r if r < x else x
     e, g = split_float32(t)
-    return t, near_polynomial_float32(t), e, fma(g * g, log_polynomial_float32(g), g)
+    {SUMMED_LOG_32.even_odd("p", "g")}
+    return t, near_polynomial_float32(t), e, fma(gg, p, g)
 """,
         ),
         Formula(

@@ -141,6 +141,16 @@ FITS = (
         degree=7,
     ),
     Fit(
+        name="summed_log_float32",
+        says="log(1+g) = g + g^2 P(g), g in [-1/3, 1/3]; error relative to log 2",
+        function=_log_function,
+        weight=_log_weight,
+        low="-1/3",
+        high="1/3",
+        dtype="float32",
+        degree=8,
+    ),
+    Fit(
         name="near_end_float64",
         says="-log(1-t) = 2 s + s z Q(z), s = t/(2-t), z = s^2 in [0, 1/9]; error relative to -log(1-t)",
         function=_atanh_function,
