@@ -1319,6 +1319,21 @@ def weights_of_row(w_at, row, width, scratch_at):
     return wide
 
 
+# Loops that read buffers alone, as where a mask was applied before, leave a processor nothing to read ahead.  So each
+# row asks for a row of the next piece of x, y, weights and mask, whose addresses stand before the scratch memory, or 0:
+# value and gradient of logits with a mask take 0.68 ns an element, not 1.10 (0.95 where all is asked for at once).
+@njit(error_model="numpy", forceinline=True)
+def ask_ahead(scratch_at, row):
+    ahead = array_at(scratch_at - 80, 4, I64)
+    for operand in range(3):
+        if ahead[operand] != 0:
+            for line in range(4 * LANES // 64):
+                prefetch(ahead[operand] + 4 * I64(row) + 64 * line)
+    if ahead[3] != 0:
+        for line in range(LANES // 64):
+            prefetch(ahead[3] + I64(row) + 64 * line)
+
+
 @njit(error_model="numpy")
 def add_exactly(lanes, errors, terms):
     for j in range(U64(terms.size)):
@@ -1418,6 +1433,7 @@ def hard_sum_float32_float(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         product[:] = 1.0
         exponent[:] = 0
     for row in range(U64(0), U64(count), U64(DEPTH_32 * PRODUCTS_32)):
+        ask_ahead(scratch_at, row)
         for j in range(U64(PRODUCTS_32)):
             p = product[j]
             for k in range(U64(0), U64(DEPTH_32), U64(2)):
@@ -1462,6 +1478,7 @@ def hard_sum_float32_byte(x_at, y_at, w_at, scale, out_at, count, scratch_at):
         product[:] = 1.0
         exponent[:] = 0
     for row in range(U64(0), U64(count), U64(DEPTH_32 * PRODUCTS_32)):
+        ask_ahead(scratch_at, row)
         for line in range(4 * DEPTH_32 * PRODUCTS_32 // 64):
             prefetch(x_at + 4 * I64(row) + AHEAD + 64 * line)
         for j in range(U64(DEPTH_32 * PRODUCTS_32)):
@@ -1630,6 +1647,7 @@ def sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
@@ -1669,6 +1687,7 @@ def each_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for line in range(LANES // 16):
             prefetch(x_at + 4 * I64(row) + 4 * PIECE + 64 * line)
             prefetch(y_at + 4 * I64(row) + 4 * PIECE + 64 * line)
@@ -1703,6 +1722,7 @@ def each_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
@@ -1739,6 +1759,7 @@ def shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_x = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
@@ -1778,6 +1799,7 @@ def each_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_x = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for line in range(LANES // 16):
             prefetch(x_at + 4 * I64(row) + 4 * PIECE + 64 * line)
             prefetch(y_at + 4 * I64(row) + 4 * PIECE + 64 * line)
@@ -1810,6 +1832,7 @@ def each_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at)
     largest_x = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
@@ -1905,6 +1928,7 @@ def logits_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
@@ -1941,6 +1965,7 @@ def each_logits_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for line in range(LANES // 16):
             prefetch(x_at + 4 * I64(row) + 4 * PIECE + 64 * line)
             prefetch(y_at + 4 * I64(row) + 4 * PIECE + 64 * line)
@@ -1972,6 +1997,7 @@ def each_logits_weighted_loss_float32(x_at, y_at, w_at, scale, out_at, count, sc
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
@@ -2005,6 +2031,7 @@ def logits_shares_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at
         lanes[:] = 0.0
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
@@ -2038,6 +2065,7 @@ def each_logits_shares_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch
     )
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for line in range(LANES // 16):
             prefetch(x_at + 4 * I64(row) + 4 * PIECE + 64 * line)
             prefetch(y_at + 4 * I64(row) + 4 * PIECE + 64 * line)
@@ -2067,6 +2095,7 @@ def each_logits_shares_loss_float32(x_at, y_at, w_at, scale, out_at, count, scra
     )
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
@@ -2155,6 +2184,7 @@ def logits_product_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_a
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for j in range(width):
             zi, yi = x[row + j], y[row + j]
             bits = bits_of_float32(yi)
@@ -2205,6 +2235,7 @@ def logits_product_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, cou
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         largest_z = U32(0)
         for j in range(width):
             zi, yi = x[row + j], y[row + j]
@@ -2265,6 +2296,7 @@ def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, coun
         lanes[:] = 0.0
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], h[j] = logits_terms_float32(x[row + j])
@@ -2322,6 +2354,7 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         least_d = U32(0xFFFFFFFF)
         if w_at != 0:
@@ -2607,6 +2640,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         largest_z = U32(0)
         for j in range(width):
@@ -2705,6 +2739,7 @@ def each_logits_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, 
     )
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], _ = logits_terms_float32(x[row + j])
@@ -2733,6 +2768,7 @@ def each_logits_shares_hessian_float32(x_at, y_at, w_at, scale, out_at, count, s
     )
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], _ = logits_terms_float32(x[row + j])
@@ -2988,6 +3024,7 @@ def focal_sum_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for j in range(width):
             powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
@@ -3036,6 +3073,7 @@ def focal_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scrat
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for j in range(width):
             powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
@@ -3077,6 +3115,7 @@ def each_focal_loss_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for j in range(width):
             powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
@@ -3119,6 +3158,7 @@ def each_focal_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for j in range(width):
             powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
@@ -3161,6 +3201,7 @@ def each_focal_wide_loss(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for j in range(width):
             powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:

@@ -383,9 +383,10 @@ def made(
     weights: np.ndarray | None = None,
 ) -> float:
     """What a compiled maker returns for the block of `x` and `y`, which fills `out` if it makes something of each."""
-    memory = np.full(64 + generated.SCRATCH + 64, 165, np.uint8)
-    memory[16:24].view(np.int64)[0] = 8  # bytes of a weight, which stand 48 before the scratch memory
-    scratch = memory[64:]
+    memory = np.full(128 + generated.SCRATCH + 64, 165, np.uint8)
+    memory[80:88].view(np.int64)[0] = 8  # bytes of a weight, which stand 48 before the scratch memory
+    memory[48:80] = 0  # nothing to ask for ahead
+    scratch = memory[128:]
     native = MAKER(getattr(generated, maker).address)
     result = native(
         x.ctypes.data,

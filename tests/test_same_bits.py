@@ -219,6 +219,26 @@ def test_mask_that_keeps_all_gives_the_bits_of_no_mask(answer, dtype, size, labe
     assert ASK[answer](x, y, where=np.ones(size, bool)).tobytes() == ASK[answer](x, y).tobytes()
 
 
+@pytest.mark.parametrize("labels", ["hard", "both"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("family", ["", "_with_logits"])
+def test_mask_of_long_runs_leaves_out_what_it_should_and_writes_to_no_input(family, dtype, labels):
+    # Pieces that keep all are computed where they lie, others from buffers, and what comes next is asked for ahead.
+    both = globals()[f"binary_cross_entropy{family}_value_and_grad"]
+    x, y, w = three(20_011, dtype, labels)
+    place = np.arange(x.size)
+    where = (place < 5000) | (place > 15_000) | ((place > 9000) & (w.astype(np.float64) < 0.5))
+    gradient = both(x, y, reduction="sum", dtype=np.float64)[1]
+    value = both(x[where], y[where], reduction="sum", dtype=np.float64)[0]
+    for array in (x, y):
+        array[~where] = np.nan
+        array.flags.writeable = False
+    kept_value, kept = both(x, y, reduction="sum", where=where, dtype=np.float64)
+    np.testing.assert_allclose(kept_value, value, rtol=1e-7)
+    assert kept[where].tobytes() == gradient[where].tobytes()
+    assert not kept[~where].any()
+
+
 @pytest.mark.parametrize("dtype", WIDE)
 def test_losses_and_gradients_do_not_depend_on_their_neighbours(dtype):
     x, y, w = three(5003, dtype)

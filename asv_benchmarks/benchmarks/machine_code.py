@@ -41,7 +41,8 @@ TRACEME, SINGLESTEP = 0, 9  # as Linux numbers the requests of ptrace
 # What the loops are called with: addresses of x, y, w; the scale, or which piece it is; results, elements, scratch.
 PARAMETERS = (ctypes.c_int64,) * 3 + (ctypes.c_double,) + (ctypes.c_int64,) * 3
 ONLY_PIECE = 3.0
-FOCAL, BEFORE = (2.0, 0.25, 0.75), 32  # gamma and what alpha makes, and how many bytes before the scratch they stand
+FOCAL = 2.0, 0.25, 0.75  # gamma and what alpha makes, which stand 32 bytes before the scratch memory
+BEFORE = 128  # bytes before the scratch memory that are there to be read
 SHORT, LONG = 1024, 4096
 TRIES = 3  # Python's own steps differ from one process to the next, by up to some hundred
 
@@ -96,7 +97,7 @@ class SumLoops:
         # Products and hard sums are of labels 0 and 1, the others of any.
         y[:] = 1 if "hard" in loop or "product" in loop else 0.25
         scratch = np.zeros(100_000)
-        scratch[:3] = FOCAL
+        scratch[(BEFORE - 32) // 8 :][:3] = FOCAL
         function = ctypes.CFUNCTYPE(ctypes.c_double, *PARAMETERS)(self.compiled.address)
         where = x.ctypes.data, y.ctypes.data, 0, ONLY_PIECE, 0
         calls = [(*where, count, scratch.ctypes.data + BEFORE) for count in (SHORT, LONG)]
