@@ -113,10 +113,14 @@ def layout_rows(size: int) -> list[Row]:
         half: Work = lambda x=short, y=short_soft: bce(x, y)  # noqa: E731
         rows.append(Row(f"mean, {np.dtype(dtype).name}", plain, half, 0.5))
     fortran, fortran_soft = (np.asfortranarray(a.reshape(-1, 10)) for a in (x, soft))
+    long_rows, long_soft = (np.asfortranarray(a.reshape(100, -1)) for a in (x, soft))
+    kept = x > 0.2
     return [
         *rows,
         Row("mean, strided [::2]", plain, lambda: bce(spread, spread_soft), 0.5),
         Row("mean, Fortran order, ten columns", plain, lambda: bce(fortran, fortran_soft), 0.5),
+        Row("mean, Fortran order, a hundred rows", plain, lambda: bce(long_rows, long_soft), 0.5),
+        Row("mean, where", plain, lambda: bce(x, soft, where=kept), 0.5),
         Row("mean, weight along a row", plain, lambda: bce(table, labels, row), 0.5),
         Row("mean, weight along a column", plain, lambda: bce(table, labels, column), 0.5),
         Row("mean, weight for each element", plain, lambda: bce(table, labels, weight), 0.5),

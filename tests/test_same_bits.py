@@ -7,6 +7,7 @@ threads.  With the argument `small` it leaves out those of many elements.
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -217,6 +218,41 @@ def test_mask_that_keeps_all_gives_the_bits_of_no_mask(answer, dtype, size, labe
     x, y, _ = three(size, dtype, "hard" if labels == "uint8" else labels)
     y = y.astype("uint8") if labels == "uint8" else y
     assert ASK[answer](x, y, where=np.ones(size, bool)).tobytes() == ASK[answer](x, y).tobytes()
+
+
+# Rows of more than 16384 elements that memory runs across are walked side by side, 8 to 32 of them.
+LONG_ROWS = [(2, 16_385), (3, 40_960), (9, 20_011), (35, 16_500)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("shape", LONG_ROWS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_long_rows_that_memory_runs_across_give_the_same_bits(dtype, shape, threads):
+    x, y, w = (a.reshape(shape) for a in three(shape[0] * shape[1], dtype))
+    where = w.astype(np.float32) < 0.7
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        for options in ({}, {"weight": w[:, :1]}, {"where": where}, {"label_smoothing": 0.1}):
+            options = {"reduction": "sum", "dtype": np.float64, **options}
+            expected = binary_cross_entropy_value_and_grad(x, y, **options)
+            across = {k: np.asfortranarray(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+            for pair in ((np.asfortranarray(x), np.asfortranarray(y)), (x, np.asfortranarray(y))):
+                assert digest(*binary_cross_entropy_value_and_grad(*pair, **across)) == digest(*expected), options
+                assert digest(binary_cross_entropy(*pair, **across)) == digest(expected[0]), options
+    finally:
+        numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bad", [[(0, 40_000), (1, 3)], [(1, 9000), (2, 1)], [(2, 40_959), (2, 40_958)]], ids=str)
+def test_first_bad_value_of_long_rows_is_the_one_that_is_named(bad):
+    x = np.full((3, 40_960), 0.5, np.float32)
+    for k, place in enumerate(bad):
+        x[place] = 2.0 + k
+    first = min(bad)
+    x = np.asfortranarray(x)
+    with pytest.raises(ValueError, match=re.escape(f"got input[{first[0]}, {first[1]}] = {x[first]}")):
+        binary_cross_entropy(x, np.asfortranarray(np.zeros_like(x)))
 
 
 @pytest.mark.parametrize("labels", ["hard", "both"])
