@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import threading
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba
@@ -660,6 +661,12 @@ def _number(call: Call, total: float) -> Any:
     return _as_number(total, call.dtype)
 
 
+def _is_transposed(x: Array) -> bool:
+    """Whether a dimension lies closer together in memory than one behind it."""
+    steps = [abs(stride) for stride, extent in zip(x.strides, x.shape, strict=True) if extent > 1 and stride != 0]
+    return any(before < after for before, after in pairwise(steps))
+
+
 def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
     summing = call.wants_value and call.reduction != "none"
@@ -691,7 +698,13 @@ def run(call: Call) -> tuple[Any, Any]:
         if is_bad and call.validate:
             raise out_of_domain(call, _first_bad(call))
         return value, gradient
-    total, bad = _pass(call, loss, gradient, hessian, summing)
+    if summing and gradient is not None and call.input.size > PARALLEL_SIZE and _is_transposed(call.input):
+        # Apart, since gradients come in the order of memory, and sums do not: 4.9 ms of 2000 x 2000 together, 2.6 so.
+        total, bad = _pass(call, None, None, None, True)
+        if bad < 0 or not call.validate:
+            _pass(call, None, gradient, hessian, False)
+    else:
+        total, bad = _pass(call, loss, gradient, hessian, summing)
     if bad >= 0 and call.validate:
         if not summing:  # the pass may have gone in another order than that of the indices
             bad = _first_bad(call)
