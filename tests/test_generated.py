@@ -385,7 +385,7 @@ def made(
     """What a compiled maker returns for the block of `x` and `y`, which fills `out` if it makes something of each."""
     memory = np.full(128 + generated.SCRATCH + 64, 165, np.uint8)
     memory[80:88].view(np.int64)[0] = 8  # bytes of a weight, which stand 48 before the scratch memory
-    memory[48:80] = 0  # nothing to ask for ahead
+    memory[40:80] = 0  # nothing to ask for ahead
     scratch = memory[128:]
     native = MAKER(getattr(generated, maker).address)
     result = native(
