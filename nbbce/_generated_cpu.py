@@ -1321,8 +1321,8 @@ def weights_of_row(w_at, row, width, scratch_at):
 
 # Loops that read buffers alone, as where a mask was applied before, leave a processor nothing to read ahead.  So each
 # row asks for a row of the next piece of x, y, weights and mask.  Before the scratch memory stands whether there is
-# any, then their addresses, or 0.  Value and gradient of logits with a mask take 0.68 ns an element, not 1.10; asked for
-# at once, 0.95.
+# any, then their addresses, or 0.  Value and gradient of logits with a mask take 0.68 ns an element, not 1.10; asked
+# for at once, 0.95.
 @njit(error_model="numpy", forceinline=True)
 def ask_ahead(scratch_at, row):
     ahead = array_at(scratch_at - 88, 5, I64)
