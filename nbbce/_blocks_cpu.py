@@ -28,6 +28,7 @@ from nbbce._generated_cpu import (
     SCRATCH,
     add_exactly,
     fold_exactly,
+    two_sum_float64,
 )
 from nbbce._primitives_cpu import (
     array_at,
@@ -87,8 +88,9 @@ BUFFERS = 77
 # What BLANK does of weights, and of the products of MULTIPLY.
 BLANK_WEIGHT, BLANK_FACTOR = 78, 79
 # Rows whose blocks are walked side by side, or 0: where memory runs across long rows, a cache line serves all that it
-# holds elements of while it is there (a mean of 32 rows of 312,500 float32 took 73 ms, and 17 so).
-ABREAST = 80
+# holds elements of while it is there (a mean of 32 rows of 312,500 float32 took 73 ms, and 17 so; 9 since a run of one
+# row is copied by a loop of its own).
+ROWS_ABREAST = 80
 DIMENSIONS = 81
 SHAPE = 82  # the shape starts here; the operands' strides follow
 FLAT_FIELDS = SHAPE + 2 * (1 + OPERANDS)  # of a call on contiguous arrays, which has two dimensions
@@ -256,7 +258,7 @@ def _ask_ahead(call, ahead_at, index, count, is_blanked):
     """
     ahead = array_at(ahead_at, 5, np.int64)
     ahead[0] = 0
-    in_rows = call[ITEMS + INPUT] == 4 and call[EACH_LOSS] == 0
+    in_rows = call[ITEMS + INPUT] == 4 and (call[EACH_LOSS] | call[EACH_HESSIAN] | call[SHARES] | call[PRODUCTS]) == 0
     flat = call[DIMENSIONS] == 2 and call[SHAPE] == 1
     for k in range(4):
         operand = k if k <= WEIGHT else WHERE
@@ -429,22 +431,24 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     clear_bytes(scratch_at - 88, 40)  # what `load` asks for ahead
     hard_sum = BOTH if call[BOTH] != 0 and LEAST_SCALE <= abs(gradient_scale) <= MOST_SCALE else HARD_SUM
     first_bad, begin = NONE_BAD, first * step
-    # One maker that reads and writes memory as it is runs through at once: 0.1 us of 4.7 for 16384 losses.
+    # One maker of float32 that reads and writes memory as it is runs through a few blocks at once: 0.1 us of 4.7 for
+    # 16384 losses.  (Of float64 some go over their results twice.)
     results = int(call[EACH_LOSS] != 0) + int(call[EACH_GRADIENT] != 0) + int(call[EACH_HESSIAN] != 0)
     stored = call[COPIERS + LOSS] | call[COPIERS + GRADIENT] | call[COPIERS + HESSIAN]
-    if first < last and results == 1 and not summing and (call[LOAD] | call[EACH_WIDE] | call[WIDEN] | stored) == 0:
+    alone = results == 1 and not summing and (call[LOAD] | call[EACH_WIDE] | call[WIDEN] | stored) == 0
+    if alone and call[ITEMS + INPUT] == 4 and 1 < last - first <= 8:
         step = span = places[END] - begin
         last = first + 1
     # Blocks come in order; of rows that are walked side by side the first that start in each, then the second, ...
-    turns, abreast, inner = last - first, call[ABREAST], call[SHAPE + call[DIMENSIONS] - 1]
+    places_in_order, abreast, inner = last - first, call[ROWS_ABREAST], call[SHAPE + call[DIMENSIONS] - 1]
     first_row, depth = begin // inner, inner // step + 1
-    if abreast > 0 and turns > 0:
-        turns = ((last * step - 1) // inner - first_row + abreast) // abreast * abreast * depth
-    for turn in range(turns):
-        block = first + turn
+    if abreast > 0 and places_in_order > 0:
+        places_in_order = ((last * step - 1) // inner - first_row + abreast) // abreast * abreast * depth
+    for nth in range(places_in_order):
+        block = first + nth
         if abreast > 0:
-            row = first_row + turn // (abreast * depth) * abreast + turn % abreast
-            block = (row * inner + step - 1) // step + turn // abreast % depth
+            row = first_row + nth // (abreast * depth) * abreast + nth % abreast
+            block = (row * inner + step - 1) // step + nth // abreast % depth
             if block < first or block >= last or block * step >= (row + 1) * inner:
                 continue
         start = begin + (block - first) * step
@@ -657,21 +661,14 @@ def _segment(part, width, segment, segments, loss_scale, gradient_scale, sums, e
     if width == 1:
         total, error = sums[0], errors[0]
         for j in range(1, used):
-            term, before = memory[j], total
-            total = before + term
-            back = total - before
-            error += (before - (total - back)) + (term - back)
-            error += memory[lanes + j]
+            total, lost = two_sum_float64(total, memory[j])
+            error = (error + lost) + memory[lanes + j]
         sums[0], errors[0] = total, error
         return bad
     for row in range(width, used, width):
         for j in range(width):
-            term, before = memory[row + j], sums[j]
-            total = before + term
-            back = total - before
-            errors[j] += (before - (total - back)) + (term - back)
-            errors[j] += memory[lanes + row + j]
-            sums[j] = total
+            sums[j], lost = two_sum_float64(sums[j], memory[row + j])
+            errors[j] = (errors[j] + lost) + memory[lanes + row + j]
     return bad
 
 

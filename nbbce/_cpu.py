@@ -6,7 +6,6 @@ import ctypes
 import math
 import os
 import threading
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba
@@ -509,7 +508,7 @@ def _again(function: str, reduction: str, x: Array, y: Array, validate: bool, ou
     vector, dtype, _, wanted, _ = known
     if size > PARALLEL_SIZE or out is not None or (wanted is not None and wanted is not LOSS_ALONE):
         return _again_with_results(known, reduction, x, y, validate, out)
-    # A small call for a number or for losses, which counts most: 1.5 and 1.6 us of one element.
+    # A small call for a number or for losses, which counts most: 1.4 and 1.5 us of one element.
     loss = None if wanted is None else np.empty(shape, dtype)
     total, found = run_serial.run(vector, id(x), id(y), 0 if loss is None else id(loss), 0, 0, size, 1.0, 1.0)
     if found != NONE_BAD and (validate or found < NONE_BAD):
@@ -662,9 +661,9 @@ def _number(call: Call, total: float) -> Any:
 
 
 def _is_transposed(x: Array) -> bool:
-    """Whether a dimension lies closer together in memory than one behind it."""
+    """Whether memory runs across the last dimension."""
     steps = [abs(stride) for stride, extent in zip(x.strides, x.shape, strict=True) if extent > 1 and stride != 0]
-    return any(before < after for before, after in pairwise(steps))
+    return any(step < steps[-1] for step in steps)
 
 
 def run(call: Call) -> tuple[Any, Any]:

@@ -268,11 +268,12 @@ def test_mask_of_long_runs_leaves_out_what_it_should_and_writes_to_no_input(fami
     value = both(x[where], y[where], reduction="sum", dtype=np.float64)[0]
     for array in (x, y):
         array[~where] = np.nan
-        array.flags.writeable = False
+    before = x.tobytes(), y.tobytes()
     kept_value, kept = both(x, y, reduction="sum", where=where, dtype=np.float64)
     np.testing.assert_allclose(kept_value, value, rtol=1e-7)
     assert kept[where].tobytes() == gradient[where].tobytes()
     assert not kept[~where].any()
+    assert (x.tobytes(), y.tobytes()) == before
 
 
 @pytest.mark.parametrize("dtype", WIDE)
