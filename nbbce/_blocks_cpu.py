@@ -253,12 +253,14 @@ def _are_all_true(mask, count):
 def _ask_ahead(call, ahead_at, index, count, is_blanked):
     """Ask for the `count` elements from flat index `index` on of what is copied, or blanked, from memory.
 
-    It is computed from buffers, and meanwhile a processor reads nothing ahead.  Loops of float32 rows are told where it
-    lies and ask row by row; for others what is blanked is asked for at once (of what is copied that gains nothing).
+    It is computed from buffers, and meanwhile a processor reads nothing ahead.  Loops of float32 that go by rows
+    are told where it lies and ask row by row: all but products along axes, and losses without weights or shares.  For
+    others what is blanked is asked for at once (of what is copied that gains nothing).
     """
     ahead = array_at(ahead_at, 5, np.int64)
     ahead[0] = 0
-    in_rows = call[ITEMS + INPUT] == 4 and (call[EACH_LOSS] | call[EACH_HESSIAN] | call[SHARES] | call[PRODUCTS]) == 0
+    plain_losses = call[EACH_LOSS] != 0 and call[WEIGHT] == 0 and call[SHARES] == 0
+    in_rows = call[ITEMS + INPUT] == 4 and call[PRODUCTS] == 0 and not plain_losses
     flat = call[DIMENSIONS] == 2 and call[SHAPE] == 1
     for k in range(4):
         operand = k if k <= WEIGHT else WHERE
@@ -440,11 +442,11 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
         step = span = places[END] - begin
         last = first + 1
     # Blocks come in order; of rows that are walked side by side the first that start in each, then the second, ...
-    places_in_order, abreast, inner = last - first, call[ROWS_ABREAST], call[SHAPE + call[DIMENSIONS] - 1]
+    turns, abreast, inner = last - first, call[ROWS_ABREAST], call[SHAPE + call[DIMENSIONS] - 1]
     first_row, depth = begin // inner, inner // step + 1
-    if abreast > 0 and places_in_order > 0:
-        places_in_order = ((last * step - 1) // inner - first_row + abreast) // abreast * abreast * depth
-    for nth in range(places_in_order):
+    if abreast > 0 and turns > 0:
+        turns = ((last * step - 1) // inner - first_row + abreast) // abreast * abreast * depth
+    for nth in range(turns):
         block = first + nth
         if abreast > 0:
             row = first_row + nth // (abreast * depth) * abreast + nth % abreast

@@ -2415,6 +2415,7 @@ def each_shares_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scratch
     largest_x = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             xi = x[row + j]
@@ -2714,6 +2715,7 @@ def each_logits_hessian_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
     largest_y = U32(0)
     for row in range(U64(0), size, U64(LANES)):
         width = min(U64(LANES), size - row)
+        ask_ahead(scratch_at, row)
         w = weights_of_row(w_at, row, width, scratch_at)
         for j in range(width):
             yi = y[row + j]

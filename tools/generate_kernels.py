@@ -2392,7 +2392,7 @@ def loops_of_each(family: Family, f: Float) -> str:
                 text += EACH_BY_ROWS.substitute(
                     words,
                     operands=operands(f, shares, "size", weights=not narrow),
-                    weights=WEIGHTS_32 if narrow else "",
+                    weights="        ask_ahead(scratch_at, row)\n" + WEIGHTS_32 if narrow else "",
                     w="w[j]" if narrow else "w[row + j]",
                     body="".join(f"            {line}\n" for line in body),
                     value_T=value_T,
