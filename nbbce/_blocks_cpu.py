@@ -31,6 +31,7 @@ from nbbce._generated_cpu import (
     two_sum_float64,
 )
 from nbbce._primitives_cpu import (
+    C_CONTIGUOUS,
     array_at,
     call_copier,
     call_maker,
@@ -38,6 +39,7 @@ from nbbce._primitives_cpu import (
     clear_bytes,
     copy_bytes,
     data_of,
+    layout_of,
     lesser,
     prefetch,
 )
@@ -117,8 +119,9 @@ FEW = 32
 # The probability, and the label with it, where a mask leaves an element out of gradients.
 BLANK_OF_GRADIENT = 0.5
 
-# What no flat index is: that there is no bad element, and, less its field, that a kernel is asked for.
-NONE_BAD, ASKED_FOR = -1, -2
+# What no flat index is: that there is no bad element; less its field, that a kernel is asked for; and that nothing was
+# done, since the arrays of a plain call are not contiguous arrays of one shape.
+NONE_BAD, ASKED_FOR, NOT_ALIKE = -1, -2, -(2**63)
 
 loop = njit(error_model="numpy", nogil=True)
 _lanes_of, _depth_of_columns = loop(lanes_of), loop(depth_of_columns)
@@ -570,9 +573,24 @@ def _end_wave(call, sums_at, blocks, count, is_last):
 ON_ARRAYS = "int64[::1], int64, int64, int64, int64, int64, int64, float64, float64"
 
 
+@loop
+def _are_alike(x_id, y_id):
+    """Whether input and target are contiguous arrays of one shape; asked of NumPy in Python, that takes 0.3 us."""
+    x_dimensions, x_at, x_flags = layout_of(x_id)
+    y_dimensions, y_at, y_flags = layout_of(y_id)
+    if x_dimensions != y_dimensions or x_flags & y_flags & C_CONTIGUOUS == 0:
+        return False
+    for dimension in range(x_dimensions):
+        if array_at(x_at, x_dimensions, np.int64)[dimension] != array_at(y_at, x_dimensions, np.int64)[dimension]:
+            return False
+    return True
+
+
 @entry(f"({ON_ARRAYS})")
 def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, -1, or an ask."""
+    if x_id != 0 and not _are_alike(x_id, y_id):
+        return 0.0, np.int64(NOT_ALIKE)
     taken = _begin(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, 0)
     memory, call_at, sums_at, _, blocks = taken
     total, bad = 0.0, np.int64(NONE_BAD)
@@ -592,6 +610,8 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_sc
 @entry(f"({ON_ARRAYS}, int64)", parallel=True)
 def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
+    if x_id != 0 and not _are_alike(x_id, y_id):
+        return 0.0, np.int64(NOT_ALIKE)
     taken = _begin(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, chunks)
     memory, call_at, sums_at, found_at, blocks = taken
     total, bad, walk_at = 0.0, np.int64(NONE_BAD), call[WALK]

@@ -401,6 +401,25 @@ def test_every_array_may_have_a_layout_of_its_own(dtype, rng):
     assert_same(got, answers(*(a[:, ::-1, ::2].copy() for a in (x, y, w))))
 
 
+@pytest.mark.parametrize("columns", [6, 20_000], ids=["one thread", "several"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_call_is_not_taken_for_one_before_of_arrays_with_other_shapes_or_layouts(reduction, columns, rng):
+    # What a call of contiguous arrays needs is remembered by dtypes alone.
+    x, y = (rng.choice(np.float32([0.125, 0.25, 0.75]), (2, columns)) for _ in range(2))
+    for _ in range(2):
+        binary_cross_entropy(x, y, reduction=reduction)
+    for labels in (y.T, y.ravel(), y.reshape(2, columns, 1), y[:, :-1], y[0]):
+        with pytest.raises(ValueError, match="'target' must have the shape of 'input'"):
+            binary_cross_entropy(x, labels, reduction=reduction)
+    for a, b in ((x.T, y.T), (x[:, ::2], y[:, ::2]), (x, np.asfortranarray(y)), (x[::-1], y)):
+        result, exact = binary_cross_entropy(a, b, reduction=reduction), reference.losses(a.ravel(), b.ravel())
+        if reduction == "none":
+            distance, message = reference.worst(reference.ulps, result.ravel(), exact, "float32", a.ravel(), b.ravel())
+            assert distance <= 2, message
+        else:
+            assert reference.ulps(result, sum(exact) / a.size, "float32") <= 1
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1, 1), (500, 1), (1, 500), (5, 1, 100), (1, 5, 1, 100, 1)], ids=str)
 def test_dimensions_of_one_element_do_not_change_the_bits(shape, rng):
     x, y = (rng.random(shape).astype(np.float32) for _ in range(2))
