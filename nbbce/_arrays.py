@@ -102,15 +102,18 @@ def broadcast_strides(shape: tuple[int, ...], strides: tuple[int, ...], wanted: 
 
 
 def layout(
-    shape: tuple[int, ...], strides: list[tuple[int, ...]], merge_last: bool
+    shape: tuple[int, ...], strides: list[tuple[int, ...]], apart: int | None = None
 ) -> tuple[list[int], list[list[int]]]:
-    """Drop dimensions of one element and merge neighbours that every operand walks as one; at least two are left."""
+    """Drop dimensions of one element and merge neighbours that every operand walks as one; at least two are left.
+
+    The dimension `apart`, if any, is not merged with those before it.
+    """
     extents: list[int] = []
     steps: list[list[int]] = [[] for _ in strides]
     for d, extent in enumerate(shape):
         if extent == 1:
             continue
-        may_merge = bool(extents) and (merge_last or d < len(shape) - 1)
+        may_merge = bool(extents) and d != apart
         if may_merge and all(step[-1] == stride[d] * extent for step, stride in zip(steps, strides, strict=True)):
             extents[-1] *= extent
             for step, stride in zip(steps, strides, strict=True):

@@ -93,8 +93,10 @@ BLANK_WEIGHT, BLANK_FACTOR = 78, 79
 # holds elements of while it is there (a mean of 32 rows of 312,500 float32 took 73 ms, and 17 so; 9 since a run of one
 # row is copied by a loop of its own).
 ROWS_ABREAST = 80
-DIMENSIONS = 81
-SHAPE = 82  # the shape starts here; the operands' strides follow
+# The dimension that tiles of columns are cut from.
+CUT = 81
+DIMENSIONS = 82
+SHAPE = 83  # the shape starts here; the operands' strides follow
 FLAT_FIELDS = SHAPE + 2 * (1 + OPERANDS)  # of a call on contiguous arrays, which has two dimensions
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
@@ -644,25 +646,24 @@ def _part(outer, inner, group, tiles, tile_width):
     """The call on one index of the outer dimensions and one tile of columns, and where its results start."""
     index, tile = group // tiles, group % tiles
     part = inner.copy()
-    dimensions = inner[DIMENSIONS]
-    columns = inner[SHAPE + dimensions - 1]
+    dimensions, cut = inner[DIMENSIONS], inner[CUT]
+    each = 1  # columns of an index of what tiles are cut from
+    for d in range(cut + 1, dimensions):
+        each *= inner[SHAPE + d]
+    columns = inner[SHAPE + cut] * each
     for operand in range(OPERANDS):
         if part[operand] != 0:
-            stride = inner[SHAPE + dimensions * (2 + operand) - 1]
-            part[operand] += _item_offset(outer, operand, index) + tile * tile_width * stride
-    place = index * tiles * tile_width
-    if tiles > 1:
-        width = min(tile_width, columns - tile * tile_width)
-        part[SIZE] = inner[SIZE] // columns * width
-        part[SHAPE + dimensions - 1] = width
-        lanes = _lanes_of(width)
-        part[LENGTH], part[STEP] = lanes, lanes * _depth_of_columns(lanes, part[PRODUCTS] != 0)
-        part[SPAN] = part[STEP]
-        place = index * columns + tile * tile_width
-    else:
-        width = tile_width
-        place = index * tile_width
-    return part, width, place
+            stride = inner[SHAPE + dimensions * (1 + operand) + cut]
+            part[operand] += _item_offset(outer, operand, index) + tile * (tile_width // each) * stride
+    if tiles == 1:
+        return part, tile_width, index * tile_width
+    width = lesser(tile_width, columns - tile * tile_width)
+    part[SIZE] = inner[SIZE] // columns * width
+    part[SHAPE + cut] = width // each
+    lanes = _lanes_of(width)
+    part[LENGTH], part[STEP] = lanes, lanes * _depth_of_columns(lanes, part[PRODUCTS] != 0)
+    part[SPAN] = part[STEP]
+    return part, width, index * columns + tile * tile_width
 
 
 @loop

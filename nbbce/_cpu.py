@@ -15,7 +15,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from nbbce import _call
 from nbbce import _generated_cpu as generated
 from nbbce._arrays import Array, kind_of, layout
-from nbbce._axes import SHORT, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
+from nbbce._axes import SHORT, by_products, depth_of_columns, lanes_of, order_of, segments_of, step_of_rows
 from nbbce._blocks_cpu import (
     ALPHA,
     ALPHA_OF_0,
@@ -253,7 +253,7 @@ def _vector(
     check: bool,
     shares: bool,
     wide: str = "",
-    tiled: bool = False,
+    apart: int | None = None,
     products: bool = True,
 ) -> Array:
     """The call as the block walker reads it (see _blocks_cpu.py), but for addresses and numbers.
@@ -268,14 +268,17 @@ def _vector(
         None if a is None else "uint8" if operand == WHERE else kind_of(a.dtype) for operand, a in enumerate(operands)
     )
     masked = operands[WHERE] is not None
-    direct = tuple(a is not None and a.flags.c_contiguous and not tiled for a in operands)
+    direct = tuple(a is not None and a.flags.c_contiguous and apart is None for a in operands)
     fields = _types_and_makers(call, kinds, direct, summing, check, shares, wide, products)
     if flat:
         extents, steps = [1, x.size], [[0, 0 if a is None else a.itemsize] for a in operands]
     else:
         # Where memory is read as it is, strides are not looked at, so any will do.
         strides = [a.strides if a is not None and fields[i] else (0,) * x.ndim for i, a in enumerate(operands)]
-        extents, steps = layout(x.shape, strides, merge_last=not tiled)
+        extents, steps = layout(x.shape, strides, apart)
+    cut = len(extents) - 1
+    while apart is not None and math.prod(extents[cut:]) < math.prod(x.shape[apart:]):
+        cut -= 1
     across = any(0 < abs(step[-2]) < abs(step[-1]) for step in steps[:LOSS]) and extents[-2] > 1
     transposed, turned = [0] * LOSS, False
     for operand, (a, step) in enumerate(zip(operands[:LOSS], steps, strict=False)):
@@ -324,6 +327,7 @@ def _vector(
             2 if plain else OPERANDS,
             *(0 if name is None else getattr(generated, name).address for name in (blank_weight, blank_factor)),
             abreast,
+            cut,
             len(extents),
             *extents,
             *(n for step in steps for n in step),
@@ -593,9 +597,7 @@ def _plan_of_axes(call: Call, arrays: tuple[Array | None, ...], shares: bool, re
     """The plan of sums along the axes of the call, stored in dtype `result`."""
     x, axes = call.input, call.axes
     assert axes is not None
-    kept = tuple(d for d in range(x.ndim) if d not in axes)
-    columns, tile = columns_of(x.shape, axes)
-    outer = tuple(d for d in kept if d not in columns)
+    outer, columns, tile = order_of(x.shape, axes)
     # `numpy.matrix` would keep two dimensions below, where one is looked for; it may still come in as an `out`.
     operands = tuple(None if a is None else np.asarray(a).transpose((*outer, *axes, *columns)) for a in arrays)
     rows = math.prod(x.shape[d] for d in axes)
@@ -609,7 +611,7 @@ def _plan_of_axes(call: Call, arrays: tuple[Array | None, ...], shares: bool, re
         return _Plan(True, vector, None, ())
     tiles = -(-width // tile)
     first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
-    inner = _vector(call, first, False, False, False, shares, "column", tiled=tiles > 1)
+    inner = _vector(call, first, False, False, False, shares, "column", apart=len(axes) if tiles > 1 else None)
     lanes = lanes_of(tile)
     inner[LENGTH], inner[STEP] = lanes, lanes * depth_of_columns(lanes, bool(inner[PRODUCTS]))
     inner[SPAN] = inner[STEP]

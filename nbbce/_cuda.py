@@ -15,7 +15,7 @@ from numba.core import config
 
 from nbbce import _call
 from nbbce._arrays import kind_of, layout
-from nbbce._axes import SHORT, TILE, by_products, columns_of, depth_of_columns, lanes_of, segments_of, step_of_rows
+from nbbce._axes import SHORT, TILE, by_products, depth_of_columns, lanes_of, order_of, segments_of, step_of_rows
 from nbbce._axes_cuda import inverse_of
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
 from nbbce._device_arrays import DeviceArray, Library, library_of_type, view_of_result
@@ -86,7 +86,7 @@ def _memories(arrays: dict[str, DeviceArray]) -> tuple[dict[str, Memory], tuple[
     if all(dense):
         return {name: _dense(array) for name, array in given}, (0,), 0
     shape = given[0][1].shape
-    extents, steps = layout(shape, [array.strides for _, array in given], merge_last=True)
+    extents, steps = layout(shape, [array.strides for _, array in given])
     while len(extents) > 1 and extents[0] == 1:
         extents, steps = extents[1:], [step[1:] for step in steps]
     memories, strides = {}, {name: (0,) * len(extents) for name in OPERANDS}
@@ -279,8 +279,7 @@ class _Launch:
         """Sums along the axes of the call, or counts; one launch, or two where thread blocks share columns."""
         shape, axes = self.call.input.shape, self.call.axes
         assert axes is not None
-        columns, tile = columns_of(shape, axes)
-        outer = tuple(d for d in range(len(shape)) if d not in axes and d not in columns)
+        outer, columns, tile = order_of(shape, axes)
         rows, width, groups = (math.prod(shape[d] for d in dims) for dims in (axes, columns, outer))
         arrays = {name: array.transpose((*outer, *axes, *columns)) for name, array in arrays.items()}
         in_rows = not columns and rows <= PIECE

@@ -201,7 +201,7 @@ def test_room_of_a_warp_holds_rows_of_every_length():
 @pytest.mark.parametrize("kind", ["hard", "mixed"])
 @three
 def test_columns_of_any_width_have_the_bits_of_the_cpu(function, dtype, kind, launched, rng):
-    shapes = [(rows, width) for width in (1, 3, 10, 250) for rows in (1, 15)]
+    shapes = [(520, 1), (172, 3), (53, 10), (3, 250), (15, 250)]
     shapes += [(rows, width) for width in (255, 256, 257) for rows in (16, 17)]
     shapes += [(33, 256), (1, 1024), (17, 1024), (2, 1025), (17, 1025), (3, 2050)]
     for shape in shapes:
@@ -266,6 +266,35 @@ def test_axes_in_the_middle_have_the_bits_of_the_cpu(axis, rng):
     for shape in ((6, 17, 5), (2, 40, 30)):
         for name in (LOSS, LOGITS[0]):
             called(name, *arrays(rng, name, shape, kind="hard"), axis=axis, **EXACT)
+
+
+@pytest.mark.parametrize("kind", ["hard", "mixed"])
+@three
+def test_small_groups_are_summed_as_rows_with_the_bits_of_the_cpu(function, dtype, kind, launched, rng):
+    shapes = [(300, 2, 2), (40, 3, 10), (11, 10, 10), (5, 2, 40), (3, 1, 512), (3, 8, 64), (2, 512, 1)]
+    for shape in shapes:
+        assert math.prod(shape[1:]) <= _axes.GROUP
+        called(function, *arrays(rng, function, shape, dtype, kind), axis=1, **EXACT)
+    called(function, *arrays(rng, function, (3, 4, 5, 2), dtype, kind), axis=(1, 2), **EXACT)
+    called(function, *arrays(rng, function, (4, 3, 5, 2), dtype, kind), axis=(0, 2), **EXACT)
+    assert launched == ["rows"] * (len(shapes) + 2)
+
+
+@pytest.mark.parametrize("kind", ["hard", "mixed"])
+@three
+def test_columns_of_several_dimensions_are_cut_into_tiles_with_the_bits_of_the_cpu(
+    function, dtype, kind, launched, rng
+):
+    # Tiles of 204 * 5, 25 * 40, 512 * 2 and 2 * 400 columns, of which the last are not full.
+    cases = [((2, 300, 5), 0), ((3, 41, 20, 2), 0), ((2, 2, 1000, 2), (0, 1)), ((2, 3, 3, 400), 1)]
+    tiles = [1020, 1000, 1024, 800]
+    for (shape, axis), tile in zip(cases, tiles, strict=True):
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        assert _axes.order_of(shape, axes)[2] == tile
+        called(function, *arrays(rng, function, shape, dtype, kind), axis=axis, **EXACT)
+    x, y = arrays(rng, function, (20, 2, 41, 2), dtype, kind)
+    called(function, x.transpose(1, 2, 0, 3), y.transpose(1, 2, 0, 3), axis=0, **EXACT)
+    assert launched == ["columns"] * (len(cases) + 1)
 
 
 def test_axis_in_the_middle_of_tiled_columns_has_the_bits_of_the_cpu(rng):
