@@ -237,6 +237,23 @@ def test_sums_of_wrong_answers_are_exact(shape, axes):
         np.testing.assert_array_equal(total, 1000 * count)
 
 
+@families
+def test_sums_along_axes_of_arrays_in_another_order_of_memory_own_theirs_and_are_the_exact_ones(family):
+    # Rows of 21 * 30 columns or more, so that none is a small group.
+    x, y = arrays(family, (4, 5, 21, 30), "float32")
+    for order in itertools.permutations(range(4)):
+        laid = [a.transpose(order).copy().transpose(np.argsort(order)) for a in (x, y)]
+        for axes in ((0,), (0, 1), (1,)):
+            total, mean = exact_sums(family, x.shape, axes)
+            for keepdims in (False, True):
+                result = FAMILIES[family].value(*laid, axis=axes, reduction="mean", keepdims=keepdims)
+                assert result.flags.owndata
+                assert_close(result, np.expand_dims(mean, axes) if keepdims else mean, FAMILIES[family].summed)
+            out = np.empty(total.shape[::-1], np.float32).T
+            FAMILIES[family].value(*laid, axis=axes, reduction="sum", out=out)
+            assert_close(out, total, FAMILIES[family].summed)
+
+
 @few_places
 @families
 def test_keepdims_keeps_the_axes_with_length_1(family, shape, axes):
