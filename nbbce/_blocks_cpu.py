@@ -115,6 +115,11 @@ Y, GRADIENT_FACTOR, LOADED, FROM, UNTIL, END, BUFFERS_AT, ROOM = 6, 7, 8, 14, 15
 SHARES_AT, WIDE_AT, ROWS_AT, TILE_AT, SCRATCH_AT, SUMS_AT = range(19, 25)
 PLACES = 25
 
+# Planes of the last two dimensions of as many elements at most are copied side by side, larger ones where memory runs
+# across them: in Fortran order a mean of (500,000, 2, 2) takes 0.5 ns an element, not 14, of (20,000, 10, 10) 0.6, not
+# 1.4.
+SMALL_PLANE, LARGE_PLANE = 64, 1024
+
 # Rows of which there are fewer are not loaded one after the other.
 FEW = 32
 
@@ -191,17 +196,29 @@ def turn(call_at, operand, index, left, dense, tile_at, _, __):
 def transfer(call_at, operand, start, count, buffer, tile_at, _, __):
     """Copy `count` elements from flat index `start` between memory and a dense buffer, converting them.
 
-    In pieces that the two innermost dimensions describe: whole rows where it can, parts of one where it must.  A copier
-    of its own, so that calls in place do not compile it (0.3 s).
+    In pieces that the two innermost dimensions describe: whole rows where it can, parts of one where it must.  Of many
+    planes that are short, one row of each at a time, so that runs are long.  A copier of its own, so that calls in
+    place do not compile it (0.3 s).
     """
     call = array_at(call_at, SHAPE + 10 * 64, np.int64)
     copier, item, dimensions = call[COPIERS + operand], call[ITEMS + operand], call[DIMENSIONS]
     inner, outer = call[SHAPE + dimensions - 1], call[SHAPE + dimensions - 2]
     strides = SHAPE + dimensions * (1 + operand)
     step, row = call[strides + dimensions - 1], call[strides + dimensions - 2]
-    done = 0
+    across, planes = (call[strides + dimensions - 3], call[SHAPE + dimensions - 3]) if dimensions > 2 else (0, 0)
+    plane, done = inner * outer, 0
+    side_by_side = plane <= (LARGE_PLANE if 0 < abs(across) < min(abs(row), abs(step)) else SMALL_PLANE)
     while done < count:
         index, left = start + done, count - done
+        if planes > 0 and side_by_side and index % plane == 0 and left >= plane:
+            many = min(left // plane, planes - (index // plane) % planes)
+            at, dense = call[operand] + _item_offset(call, operand, index), buffer + done * item
+            for r in range(outer):
+                memory, place = (at + r * row, step, across), (dense + r * inner * item, item, plane * item)
+                source, to = (place, memory) if operand >= LOSS else (memory, place)
+                call_copier(copier, (source[0], source[1], source[2], to[0], to[1], to[2], inner, many))
+            done += plane * many
+            continue
         if operand < LOSS and call[TRANSPOSED + operand] != 0:
             done += call_copier(call[TURN], (call_at, operand, index, left, buffer + done * item, tile_at, 0, 0))
             continue

@@ -353,6 +353,27 @@ def test_number_of_columns_in_fortran_order_does_not_change_the_bits(dtype, colu
         assert_same(answers(fortran(x), flags), hard)
 
 
+# Planes of the last two dimensions that are copied side by side: small ones, and in Fortran order those of up to 1024
+# elements.  Blocks begin and end within planes.
+PLANES = [(2, 2), (3, 3), (1, 5), (4, 16), (5, 13), (2, 100), (20, 25), (32, 32), (25, 41)]
+
+
+@pytest.mark.parametrize("layout", ["fortran", "turned", "cut_out", "backwards"])
+@pytest.mark.parametrize("plane", PLANES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_small_planes_in_any_layout_give_the_same_bits(dtype, plane, layout, rng):
+    size = 40_000 // np.prod(plane)
+    for shape in ((size, *plane), (3, size // 3, *plane)):
+        x, y, w = (rng.random(shape).astype(dtype) for _ in range(3))
+        where, relay = rng.random(shape) < 0.7, LAYOUTS[layout]
+        assert_same(answers(relay(x), relay(y)), answers(x, y))
+        assert_same(answers(relay(x), y, relay(w)), answers(x, y, w))
+        assert_same(answers(x, relay(y), where=relay(where)), answers(x, y, where=where))
+        out = relay(np.empty_like(x))
+        binary_cross_entropy_grad(x, y, reduction="none", out=out)
+        assert out.tobytes() == binary_cross_entropy_grad(x, y, reduction="none").tobytes()
+
+
 @pytest.mark.parametrize("step", [2, 3, 4, 5, -1, -2, -3])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_step_does_not_change_the_bits(dtype, step, rng):
