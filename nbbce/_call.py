@@ -11,7 +11,7 @@ import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
@@ -33,6 +33,18 @@ if TYPE_CHECKING:
     from nbbce._device_arrays import DeviceArray
 
 REDUCTIONS = ("mean", "sum", "none")
+
+
+class Wants(NamedTuple):
+    """What a function returns."""
+
+    value: bool
+    gradient: bool
+    hessian: bool
+
+
+VALUE, GRADIENT = Wants(True, False, False), Wants(False, True, False)
+VALUE_AND_GRADIENT, GRADIENT_AND_HESSIAN = Wants(True, True, False), Wants(False, True, True)
 
 
 @dataclass(eq=False)
@@ -480,10 +492,7 @@ def checked(
     out: Any = None,
     validate: bool | None = None,
     stream: Any = None,
-    *,
-    wants_value: bool = False,
-    wants_gradient: bool = False,
-    wants_hessian: bool = False,
+    wants: Wants = VALUE,
     family: str = "",
     grad_output: Any = None,
     target_name: str = "target",
@@ -491,21 +500,26 @@ def checked(
 ) -> Call | Results:
     """Check the arguments of a public function and gather them in a `Call`; or its results, if it was known.
 
-    What all functions take comes in the order of their signatures: by keyword it would take 0.16 us more.
+    All comes in the order of the signatures: by keyword it would take 0.2 us more.
     """
     of_numpy = type(input) is type(target) is np.ndarray
     is_plain = (
-        weight is pos_weight is where is axis is dtype is grad_output is None
+        weight is None
+        and pos_weight is None
+        and where is None
+        and axis is None
+        and dtype is None
+        and grad_output is None
         and type(label_smoothing) is float
         and label_smoothing == 0.0
         and keepdims is False
     )
-    again = again_on_host if of_numpy else again_on_device
-    as_usual = type(reduction) is str and stream is None and (validate is None or type(validate) is bool)
-    if again is not None and is_plain and as_usual:
-        results = again(function, reduction, input, target, of_numpy if validate is None else validate, out)
-        if results is not None:
-            return results
+    if is_plain and type(reduction) is str and stream is None and (validate is None or type(validate) is bool):
+        again = again_on_host if of_numpy else again_on_device
+        if again is not None:
+            results = again(function, reduction, input, target, of_numpy if validate is None else validate, out)
+            if results is not None:
+                return results
     # Nearly always both are known, which saves 0.5 us.
     result = _seen.get((input.dtype, target.dtype)) if of_numpy else None
     if result is None:
@@ -520,11 +534,11 @@ def checked(
     on_host = isinstance(x, np.ndarray)
     # On a device the look would wait for it.
     check = on_host if validate is None else _flag(function, "validate", validate)
-    call = Call(function, x, y, reduction, x.size, result, check, wants_value, wants_gradient)
+    call = Call(function, x, y, reduction, x.size, result, check, wants.value, wants.gradient)
     if target_name != "target":
         call.target_name = target_name
     if family:
-        call.family, call.wants_hessian = family, wants_hessian
+        call.family, call.wants_hessian = family, wants.hessian
     call.is_plain = is_plain and (out is None or of_numpy)
     if is_plain and out is None:
         if stream is not None or not (on_host and isinstance(y, np.ndarray)):
@@ -548,7 +562,7 @@ def checked(
     _take_place(call, stream)
     if out is not None:
         _take_out(call, out)
-    if call.count == 0 and reduction == "mean" and (wants_value and 0 not in call.result_shape):
+    if call.count == 0 and reduction == "mean" and (wants.value and 0 not in call.result_shape):
         # NumPy's own words for its own case.
         warnings.warn("Mean of empty slice.", RuntimeWarning, stacklevel=3)
     return call

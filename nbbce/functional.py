@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbbce._call import Call, Results, checked, take_focal
+from nbbce._call import (
+    GRADIENT,
+    GRADIENT_AND_HESSIAN,
+    VALUE,
+    VALUE_AND_GRADIENT,
+    Call,
+    Results,
+    checked,
+    take_focal,
+)
 
 __all__ = [
     "binary_cross_entropy",
@@ -168,7 +177,7 @@ def binary_cross_entropy(
         out,
         validate,
         stream,
-        wants_value=True,
+        VALUE,
     )
     return _run(call)[0]
 
@@ -251,8 +260,9 @@ def binary_cross_entropy_grad(
         out,
         validate,
         stream,
-        wants_gradient=True,
-        grad_output=grad_output,
+        GRADIENT,
+        "",
+        grad_output,
     )
     return _run(call)[1]
 
@@ -321,9 +331,9 @@ def binary_cross_entropy_value_and_grad(
         out,
         validate,
         stream,
-        wants_value=True,
-        wants_gradient=True,
-        grad_output=grad_output,
+        VALUE_AND_GRADIENT,
+        "",
+        grad_output,
     )
     return _run(call)
 
@@ -446,8 +456,8 @@ def binary_cross_entropy_with_logits(
         out,
         validate,
         stream,
-        wants_value=True,
-        family="logits_",
+        VALUE,
+        "logits_",
     )
     return _run(call)[0]
 
@@ -519,9 +529,9 @@ def binary_cross_entropy_with_logits_grad(
         out,
         validate,
         stream,
-        wants_gradient=True,
-        family="logits_",
-        grad_output=grad_output,
+        GRADIENT,
+        "logits_",
+        grad_output,
     )
     return _run(call)[1]
 
@@ -590,10 +600,9 @@ def binary_cross_entropy_with_logits_value_and_grad(
         out,
         validate,
         stream,
-        wants_value=True,
-        wants_gradient=True,
-        family="logits_",
-        grad_output=grad_output,
+        VALUE_AND_GRADIENT,
+        "logits_",
+        grad_output,
     )
     return _run(call)
 
@@ -667,10 +676,9 @@ def binary_cross_entropy_with_logits_grad_and_hess(
         out,
         validate,
         stream,
-        wants_gradient=True,
-        wants_hessian=True,
-        family="logits_",
-        grad_output=grad_output,
+        GRADIENT_AND_HESSIAN,
+        "logits_",
+        grad_output,
     )
     return _run(call)
 
@@ -756,8 +764,8 @@ def sigmoid_focal_loss(
         out,
         validate,
         stream,
-        wants_value=True,
-        family="focal_",
+        VALUE,
+        "focal_",
     )
     take_focal(call, alpha, gamma)
     return _run(call)[0]
@@ -828,10 +836,9 @@ def sigmoid_focal_loss_value_and_grad(
         out,
         validate,
         stream,
-        wants_value=True,
-        wants_gradient=True,
-        family="focal_",
-        grad_output=grad_output,
+        VALUE_AND_GRADIENT,
+        "focal_",
+        grad_output,
     )
     take_focal(call, alpha, gamma)
     return _run(call)

@@ -70,7 +70,7 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction:
     w = None if weight is None else checked_array(_NAME, "weight", weight, _DTYPES)
     if y.dtype != x.dtype:
         raise TypeError(f"{_NAME}: 'target' must have the dtype of 'input', {x.dtype}; got {y.dtype}")
-    return functional._run(checked(_NAME, x, y, w, reduction, wants_value=True))[0]
+    return functional._run(checked(_NAME, x, y, w, reduction))[0]
 
 
 def binary_cross_entropy_with_logits(
@@ -130,5 +130,5 @@ def binary_cross_entropy_with_logits(
     y = checked_array(_WITH_LOGITS, "target", target, _DTYPES_WITH_LOGITS)
     w = None if weight is None else checked_array(_WITH_LOGITS, "weight", weight, _DTYPES_WITH_LOGITS)
     p = None if pos_weight is None else checked_array(_WITH_LOGITS, "pos_weight", pos_weight, _DTYPES_WITH_LOGITS)
-    call = checked(_WITH_LOGITS, z, y, w, reduction, wants_value=True, family="logits_", pos_weight=p)
+    call = checked(_WITH_LOGITS, z, y, w, reduction, family="logits_", pos_weight=p)
     return functional._run(call)[0]

@@ -71,7 +71,7 @@ def binary_cross_entropy(
     w = None if weight is None else checked_array(_NAME, "weight", weight, _DTYPES)
     dtype = None if w is None else np.result_type(x, w)
     # Our word for Paddle's `label` is `target`.
-    call = checked(_NAME, x, y, w, reduction, wants_value=True, dtype=dtype, target_name="label")
+    call = checked(_NAME, x, y, w, reduction, dtype=dtype, target_name="label")
     return functional._run(call)[0]
 
 
@@ -148,7 +148,6 @@ def binary_cross_entropy_with_logits(
         y,
         w,
         reduction,
-        wants_value=True,
         family="logits_",
         pos_weight=p,
         dtype=dtype,
