@@ -15,20 +15,24 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from nbbce._axes import depth_of_columns, lanes_of
 from nbbce._compile import copier, entry, maker, walker
 from nbbce._generated_cpu import (
+    ASKED_AT,
     FIRST,
+    GAMMA_AT,
+    GRADIENT_SCALE_AT,
     HARD,
+    HEADER,
     LANES,
     LAST,
     LEAST_SCALE,
+    LOSS_SCALE_AT,
     MOST_SCALE,
     PIECE,
     SCRATCH,
+    WEIGHT_ITEM_AT,
     add_exactly,
     fold_exactly,
-    two_sum_float64,
 )
 from nbbce._primitives_cpu import (
     C_CONTIGUOUS,
@@ -131,11 +135,10 @@ BLANK_OF_GRADIENT = 0.5
 NONE_BAD, ASKED_FOR, NOT_ALIKE = -1, -2, -(2**63)
 
 loop = njit(error_model="numpy", nogil=True)
-_lanes_of, _depth_of_columns = loop(lanes_of), loop(depth_of_columns)
 
 
 @loop
-def _item_offset(call, operand, index):
+def item_offset(call, operand, index):
     """Distance in bytes from the first element of `operand` to the element at flat C-order `index`."""
     dimensions = call[DIMENSIONS]
     strides = SHAPE + dimensions * (1 + operand)
@@ -173,7 +176,7 @@ def turn(call_at, operand, index, left, dense, tile_at, _, __):
             columns = min(columns, inner - column - first) if first < inner - column else columns
         else:
             rows, columns = 1 if column > 0 else whole, inner - column
-        at, to = call[operand] + _item_offset(call, operand, index + first), dense + first * item
+        at, to = call[operand] + item_offset(call, operand, index + first), dense + first * item
         tall, wide = rows, columns
         if copier != transposition:
             tall = max(TALL, PART // columns)
@@ -212,7 +215,7 @@ def transfer(call_at, operand, start, count, buffer, tile_at, _, __):
         index, left = start + done, count - done
         if planes > 0 and side_by_side and index % plane == 0 and left >= plane:
             many = min(left // plane, planes - (index // plane) % planes)
-            at, dense = call[operand] + _item_offset(call, operand, index), buffer + done * item
+            at, dense = call[operand] + item_offset(call, operand, index), buffer + done * item
             for r in range(outer):
                 memory, place = (at + r * row, step, across), (dense + r * inner * item, item, plane * item)
                 source, to = (place, memory) if operand >= LOSS else (memory, place)
@@ -226,7 +229,7 @@ def transfer(call_at, operand, start, count, buffer, tile_at, _, __):
         rows, columns = 1, min(inner - column, left)
         if columns == inner:
             rows = min(left // inner, outer - (index // inner) % outer)
-        at = call[operand] + _item_offset(call, operand, index)
+        at = call[operand] + item_offset(call, operand, index)
         dense = buffer + done * item
         if operand >= LOSS:
             call_copier(copier, (dense, columns * item, item, at, row, step, rows, columns))
@@ -351,7 +354,7 @@ def load(call_at, places_at, at, count, hard, _, __, ___):
             call_maker(call[BLANK_SHARES], (0, y, 0, 1.0, mask, count, scratch_at))
     places[Y], places[GRADIENT_FACTOR] = y, factor
     if call[WHERE] != 0 or (call[COPIERS + INPUT] | call[COPIERS + TARGET]) != 0:
-        _ask_ahead(call, scratch_at - 88, at + count, count, mask != 0)
+        _ask_ahead(call, scratch_at + ASKED_AT, at + count, count, mask != 0)
     return np.int64(suspect)
 
 
@@ -363,7 +366,8 @@ def make_results(call_at, places_at, at, count, suspect, both_made, _, __):
     """
     call, places = array_at(call_at, SHAPE + 10 * 64, np.int64), array_at(places_at, PLACES, np.int64)
     x, y, scratch_at = places[INPUT], places[Y], places[SCRATCH_AT]
-    numbers = array_at(scratch_at - 40, 5, np.float64)
+    loss_scale = array_at(scratch_at + LOSS_SCALE_AT, 1, np.float64)[0]
+    gradient_scale = array_at(scratch_at + GRADIENT_SCALE_AT, 1, np.float64)[0]
     first_bad = NONE_BAD
     for k in range(OPERANDS - LOSS):
         maker, result = call[EACH_LOSS + k], LOSS + k
@@ -375,7 +379,9 @@ def make_results(call_at, places_at, at, count, suspect, both_made, _, __):
         if both_made == 0:
             if maker < 0:
                 return ASKED_FOR - EACH_LOSS - k
-            scale, weights = (numbers[0], places[WEIGHT]) if k == 0 else (numbers[4], places[GRADIENT_FACTOR])
+            scale, weights = loss_scale, places[WEIGHT]
+            if k > 0:
+                scale, weights = gradient_scale, places[GRADIENT_FACTOR]
             # Of probabilities whose losses are made too: what costs nothing has a gradient.
             if k == 1 and places[WHERE] != 0 and array_at(call_at + 8 * BLANK_INPUT, 1, np.float64)[0] == 0.0:
                 for each in (x, places[TARGET]):
@@ -437,22 +443,23 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     piece_room = 64 * (lesser(span, whole) // 8 + 1)
     extra = piece_room if call[BUFFERS] < OPERANDS else 3 * piece_room + 40 * PIECE
     tile_room = 8 * PART if call[TURN] != 0 else 0
-    memory = np.empty(448 + SCRATCH + call[BUFFERS] * room + extra + tile_room, np.uint8)
+    head = (8 * PLACES + HEADER + 63) // 64 * 64
+    memory = np.empty(128 + head + SCRATCH + call[BUFFERS] * room + extra + tile_room, np.uint8)
     places_at = memory.ctypes.data // 64 * 64 + 64
     places = array_at(places_at, PLACES, np.int64)
     clear_bytes(places_at, 8 * PLACES)
-    scratch_at = places_at + 320
+    scratch_at = places_at + head
     buffers_at = scratch_at + SCRATCH
     widened_at = buffers_at + call[BUFFERS] * room
     places[END], places[BUFFERS_AT], places[ROOM] = lesser(last * step, size), buffers_at, room
     places[WIDE_AT], places[ROWS_AT] = widened_at + piece_room, widened_at + 2 * piece_room
     places[SHARES_AT], places[TILE_AT] = widened_at + 3 * piece_room, widened_at + extra
     places[SCRATCH_AT], places[SUMS_AT] = scratch_at, sums_at
-    copy_bytes(scratch_at - 32, call_at + 8 * GAMMA, 24)
-    numbers = array_at(scratch_at - 40, 5, np.float64)  # three between them are those of the focal loss
-    numbers[0], numbers[4] = loss_scale, gradient_scale
-    array_at(scratch_at - 48, 1, np.int64)[0] = call[ITEMS + WEIGHT]
-    clear_bytes(scratch_at - 88, 40)  # what `load` asks for ahead
+    clear_bytes(scratch_at + ASKED_AT, 40)
+    array_at(scratch_at + WEIGHT_ITEM_AT, 1, np.int64)[0] = call[ITEMS + WEIGHT]
+    array_at(scratch_at + LOSS_SCALE_AT, 1, np.float64)[0] = loss_scale
+    copy_bytes(scratch_at + GAMMA_AT, call_at + 8 * GAMMA, 24)
+    array_at(scratch_at + GRADIENT_SCALE_AT, 1, np.float64)[0] = gradient_scale
     hard_sum = BOTH if call[BOTH] != 0 and LEAST_SCALE <= abs(gradient_scale) <= MOST_SCALE else HARD_SUM
     first_bad, begin = NONE_BAD, first * step
     # One maker of float32 that reads and writes memory as it is runs through a few blocks at once: 0.1 us of 4.7 for
@@ -650,152 +657,3 @@ def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_
         total = _end_wave(call, sums_at, blocks, stop - start, stop == blocks)
     memory[0] = 0
     return total, bad
-
-
-# Columns: rows of the last dimensions are added up, one result for each place in a row.  `outer` holds the dimensions
-# whose every index has results of its own, `inner` the reduced ones, the columns and the operands' addresses.
-# The tree depends on the numbers of rows and columns alone: rows are dealt to segments; in a segment, as many rows as
-# fill the lanes (`LENGTH`) side by side are added, block after block, then folded; segments are added in order.
-
-
-@loop
-def _part(outer, inner, group, tiles, tile_width):
-    """The call on one index of the outer dimensions and one tile of columns, and where its results start."""
-    index, tile = group // tiles, group % tiles
-    part = inner.copy()
-    dimensions, cut = inner[DIMENSIONS], inner[CUT]
-    each = 1  # columns of an index of what tiles are cut from
-    for d in range(cut + 1, dimensions):
-        each *= inner[SHAPE + d]
-    columns = inner[SHAPE + cut] * each
-    for operand in range(OPERANDS):
-        if part[operand] != 0:
-            stride = inner[SHAPE + dimensions * (1 + operand) + cut]
-            part[operand] += _item_offset(outer, operand, index) + tile * (tile_width // each) * stride
-    if tiles == 1:
-        return part, tile_width, index * tile_width
-    width = lesser(tile_width, columns - tile * tile_width)
-    part[SIZE] = inner[SIZE] // columns * width
-    part[SHAPE + cut] = width // each
-    lanes = _lanes_of(width)
-    part[LENGTH], part[STEP] = lanes, lanes * _depth_of_columns(lanes, part[PRODUCTS] != 0)
-    part[SPAN] = part[STEP]
-    return part, width, index * columns + tile * tile_width
-
-
-@loop
-def _segment(part, width, segment, segments, loss_scale, gradient_scale, sums, errors):
-    """Add up one segment into the first `width` of `sums` and `errors`; returns the first bad element, or -1."""
-    blocks, lanes = (part[SIZE] + part[STEP] - 1) // part[STEP], part[LENGTH]
-    memory = np.empty(2 * lanes)
-    for j in range(2 * lanes):
-        memory[j] = 0.0
-    first, last = blocks * segment // segments, blocks * (segment + 1) // segments
-    run = (part.ctypes.data, loss_scale, gradient_scale, first, last, first, memory.ctypes.data)
-    bad = call_walker(part[WALK], run)
-    for j in range(width):
-        sums[j], errors[j] = memory[j], memory[lanes + j]
-    # Lanes that nothing was added to are left out.  One column goes by registers, and rows without a slice for each:
-    # rows of 2000 took 2.5 ns an element, and take 0.8, ten rows of ten columns 5.8, not 7.8.
-    used = lesser(lanes, lesser(last * part[STEP], part[SIZE]) - first * part[STEP])
-    if width == 1:
-        total, error = sums[0], errors[0]
-        for j in range(1, used):
-            total, lost = two_sum_float64(total, memory[j])
-            error = (error + lost) + memory[lanes + j]
-        sums[0], errors[0] = total, error
-        return bad
-    for row in range(width, used, width):
-        for j in range(width):
-            sums[j], lost = two_sum_float64(sums[j], memory[row + j])
-            errors[j] = (errors[j] + lost) + memory[lanes + row + j]
-    return bad
-
-
-@loop
-def _store_columns(part, place, sums, errors):
-    """Finish and store the results of a part."""
-    for j in range(sums.size):
-        sums[j] += 0.0 if np.isnan(errors[j]) else errors[j]  # an infinite sum has no error
-    call_maker(part[FINISH], (part.ctypes.data + 8 * FACTOR, 0, 0, 1.0, sums.ctypes.data, sums.size, 0))
-    item = part[RESULT_ITEM]
-    call_copier(part[STORE], (sums.ctypes.data, 0, 8, part[RESULT] + place * item, 0, item, 1, sums.size))
-
-
-@loop
-def _run_pairs(outer, inner, tiles, tile_width, segments, group, low, high, loss_scale, gradient_scale, sums, errors):
-    """Add up the pairs of a group and a segment from `low` to `high`; returns the first bad element, or -1."""
-    bad = np.int64(-1)
-    for pair in range(low, high):
-        part, width, _ = _part(outer, inner, group + pair // segments, tiles, tile_width)
-        at = pair * tile_width
-        found = _segment(
-            part,
-            width,
-            pair % segments,
-            segments,
-            loss_scale,
-            gradient_scale,
-            sums[at : at + width],
-            errors[at : at + width],
-        )
-        bad = found if bad < 0 else bad
-    return bad
-
-
-@loop
-def _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors):
-    """Add the segments of `count` groups and store their results."""
-    for g in range(count):
-        part, width, place = _part(outer, inner, group + g, tiles, tile_width)
-        at = g * segments * tile_width
-        total, error = sums[at : at + width], errors[at : at + width]
-        for here in range(at + tile_width, at + segments * tile_width, tile_width):
-            add_exactly(total, error, sums[here : here + width])
-            for j in range(width):
-                error[j] += errors[here + j]
-        _store_columns(part, place, total, error)
-
-
-@loop
-def _groups_at_once(groups, tile_width, segments):
-    """How many groups' segments fit in half a MiB, and room for them."""
-    count = max(1, min(groups, 32768 // (segments * tile_width)))
-    return count, np.empty(count * segments * tile_width), np.empty(count * segments * tile_width)
-
-
-ON_COLUMNS = "int64[::1], int64[::1], int64, int64, int64, int64, float64, float64"
-
-
-@entry(f"({ON_COLUMNS})")
-def run_columns_serial(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale):
-    """Add up columns on this thread; returns whether an element was bad."""
-    wave, sums, errors = _groups_at_once(groups, tile_width, segments)
-    bad = False
-    for group in range(0, groups, wave):
-        count = min(wave, groups - group)
-        pairs = count * segments
-        found = _run_pairs(
-            outer, inner, tiles, tile_width, segments, group, 0, pairs, loss_scale, gradient_scale, sums, errors
-        )
-        bad = bad or found >= 0
-        _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors)
-    return bad
-
-
-@entry(f"({ON_COLUMNS}, int64)", parallel=True)
-def run_columns_parallel(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale, chunks):
-    """The same with the pairs of a wave dealt out to `chunks` threads in runs."""
-    wave, sums, errors = _groups_at_once(groups, tile_width, segments)
-    bad = np.int64(0)
-    for group in range(0, groups, wave):
-        count = min(wave, groups - group)
-        pairs = count * segments
-        for chunk in prange(chunks):
-            low, high = pairs * chunk // chunks, pairs * (chunk + 1) // chunks
-            found = _run_pairs(
-                outer, inner, tiles, tile_width, segments, group, low, high, loss_scale, gradient_scale, sums, errors
-            )
-            bad += found >= 0
-        _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors)
-    return bad > 0

@@ -30,7 +30,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from nbbce._primitives_cpu import COPIER, MAKER, WALKER
 
 # Everything that a kernel is compiled from.
-SOURCES = ("_axes.py", "_blocks_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py")
+SOURCES = ("_axes.py", "_blocks_cpu.py", "_columns_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py")
 # Numba settings that change the code it makes.  Processor name and features are part of Numba's own index key.
 SETTINGS = (
     "BOUNDSCHECK",

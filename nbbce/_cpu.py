@@ -52,8 +52,6 @@ from nbbce._blocks_cpu import (
     add_wave,
     load,
     make_results,
-    run_columns_parallel,
-    run_columns_serial,
     run_parallel,
     run_serial,
     transfer,
@@ -61,6 +59,7 @@ from nbbce._blocks_cpu import (
     walk,
 )
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
+from nbbce._columns_cpu import run_columns_parallel, run_columns_serial
 from nbbce._compile import Entry, Native
 from nbbce._primitives_cpu import C_CONTIGUOUS, DIMENSIONS_AT, FLAGS, HEAD, ND
 

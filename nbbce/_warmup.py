@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import nbbce
-from nbbce import _blocks_cpu, _compile, _cpu
+from nbbce import _blocks_cpu, _columns_cpu, _compile, _cpu
 
 COMMON = (
     "binary_cross_entropy",
@@ -66,7 +66,7 @@ def compile_more() -> None:
     _cpu.compile_all()
     for serial, parallel in (
         (_blocks_cpu.run_serial, _blocks_cpu.run_parallel),
-        (_blocks_cpu.run_columns_serial, _blocks_cpu.run_columns_parallel),
+        (_columns_cpu.run_columns_serial, _columns_cpu.run_columns_parallel),
     ):
         if serial.is_compiled:
             parallel.compile()

@@ -283,7 +283,7 @@ def test_changed_source_gets_a_folder_of_its_own_and_the_new_answer(tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    "name", ["_axes.py", "_blocks_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py"]
+    "name", ["_axes.py", "_blocks_cpu.py", "_columns_cpu.py", "_compile.py", "_generated_cpu.py", "_primitives_cpu.py"]
 )
 def test_digest_changes_with_every_source_of_a_kernel(monkeypatch, tmp_path, name):
     shutil.copytree(PACKAGE, tmp_path / "nbbce", ignore=shutil.ignore_patterns("__pycache__"))

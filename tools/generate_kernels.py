@@ -1268,6 +1268,10 @@ BLOCK = 4096  # elements: two float32 blocks fill the 32 KiB of a small L1 cache
 PIECE = 1024
 LANES = 256  # float64 sums or products side by side: a warp of 32 threads with two 16-byte loads of float32 each
 SCRATCH = 64 * LANES  # bytes of a maker's scratch memory
+# What `walk` puts before it, by bytes from its beginning: what may be asked for ahead (see `ask_ahead`), the bytes of a
+# weight, the scale of losses, gamma and both alphas of the focal loss, and the scale of gradients.
+ASKED_AT, WEIGHT_ITEM_AT, LOSS_SCALE_AT, GAMMA_AT, GRADIENT_SCALE_AT = -88, -48, -40, -32, -8
+HEADER = 88
 # Products side by side, and factors before they are renormalised.  Few products let a loop go through memory in order:
 # with 128 float32 ones it read at 16 places at once, and took 0.2 to 0.6 ns an element out of cache, as the code
 # happened to lie; with 32 it takes 0.2 (and 0.12 in cache).
@@ -1337,7 +1341,7 @@ def some_outside_float32(values):
 # ten million elements, not 4.1); then so says their size, which stands before the scratch memory.
 @njit(error_model="numpy", forceinline=True)
 def weights_of_row(w_at, row, width, scratch_at):
-    if w_at == 0 or array_at(scratch_at - 48, 1, I64)[0] == 8:
+    if w_at == 0 or array_at(scratch_at + WEIGHT_ITEM_AT, 1, I64)[0] == 8:
         return array_at(w_at + 8 * I64(row), width, F64)
     narrow, wide = array_at(w_at + 4 * I64(row), width, F32), array_at(scratch_at + 56 * LANES, width, F64)
     for j in range(width):
@@ -1351,7 +1355,7 @@ def weights_of_row(w_at, row, width, scratch_at):
 # and gradient of logits with a mask take 0.68 ns an element, not 1.10; asked for at once, 0.95.
 @njit(error_model="numpy", forceinline=True)
 def ask_ahead(scratch_at, row):
-    ahead = array_at(scratch_at - 88, 5, I64)
+    ahead = array_at(scratch_at + ASKED_AT, 5, I64)
     if ahead[0] == 0:
         return
     for operand in range(1, 4):
@@ -1823,7 +1827,7 @@ SUM_AND_GRADIENT = {
     "and_the_gradients": ", and the gradient of each element",
     "before": """\
     out = array_at(out_at, BLOCK, F32)
-    factor, inverse, rest = scale_parts_float64(array_at(scratch_at - 8, 1, F64)[0])
+    factor, inverse, rest = scale_parts_float64(array_at(scratch_at + GRADIENT_SCALE_AT, 1, F64)[0])
 """,
     "before_row": "        largest_z = U32(0)\n",
     "away": LARGEST_Z,
@@ -1907,7 +1911,7 @@ def focal_sum_and_gradient_float64(x_at, y_at, w_at, scale, out_at, count, scrat
     """Sum of the focal losses of a block, and the gradient of each element, times the scale before the scratch."""
     x, y, out = array_at(x_at, BLOCK, F64), array_at(y_at, BLOCK, F64), array_at(out_at, BLOCK, F64)
     lanes, errors = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
-    losses, factor = array_at(scratch_at + 16 * LANES, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
+    losses, factor = array_at(scratch_at + 16 * LANES, LANES, F64), array_at(scratch_at + GRADIENT_SCALE_AT, 1, F64)[0]
 '''
     + FOCAL_ARRAYS_64
     + """\
@@ -2037,7 +2041,7 @@ def focal_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, count, scrat
     x, y, out = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F32), array_at(out_at, BLOCK, F32)
     lanes, values = array_at(scratch_at, LANES, F64), array_at(scratch_at + 8 * LANES, LANES, F64)
     tails, powers = array_at(scratch_at + 16 * LANES, LANES, F64), array_at(scratch_at + 24 * LANES, LANES, F64)
-    losses, factor = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
+    losses, factor = array_at(scratch_at + 32 * LANES, LANES, F64), array_at(scratch_at + GRADIENT_SCALE_AT, 1, F64)[0]
     gamma, positive, negative = focal_numbers(scratch_at)
     if I64(scale) & FIRST:
         lanes[:] = 0.0
@@ -2090,7 +2094,7 @@ FOCAL_NUMBERS = """
 # The focal loss has three numbers of its own; they stand before the scratch memory.
 @njit(error_model="numpy", forceinline=True)
 def focal_numbers(scratch_at):
-    numbers = array_at(scratch_at - 32, 3, F64)
+    numbers = array_at(scratch_at + GAMMA_AT, 3, F64)
     return numbers[0], numbers[1], numbers[2]
 """
 
@@ -2305,7 +2309,7 @@ def logits_shares_sum_and_gradient_float32(x_at, y_at, w_at, scale, out_at, coun
     """Sum of the losses of a block for the label's shares, and the gradient of each element, each times w."""
     x, a, b = array_at(x_at, BLOCK, F32), array_at(y_at, BLOCK, F64), array_at(y_at + 8 * PIECE, BLOCK, F64)
     out = array_at(out_at, BLOCK, F32)
-    lanes, factor = array_at(scratch_at, LANES, F64), array_at(scratch_at - 8, 1, F64)[0]
+    lanes, factor = array_at(scratch_at, LANES, F64), array_at(scratch_at + GRADIENT_SCALE_AT, 1, F64)[0]
     r, s, power, h = (
         array_at(scratch_at + 8 * LANES, LANES, F32),
         array_at(scratch_at + 12 * LANES, LANES, F32),
