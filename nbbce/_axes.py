@@ -1,6 +1,7 @@
 """How sums along an axis are cut up: what decides the tree of additions, and so the bits, on every target.
 
-It looks at the shape, the axes and whether products may make the sums; never at memory, threads or the device.
+It looks at the shape, the axes, what is computed with, and whether products may make the sums; never at memory, threads
+or the device.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from nbbce._generated_cpu import DEPTH, LANES, PIECE
 TILE, SEGMENTS = 1024, 32
 
 # A group of at most as many elements, its rows and columns, is not added up as columns but column by column, as rows of
-# which blocks hold many: (500,000, 2, 2) along its middle axis takes 7 ns an element, not 63, (40,000, 10, 10) 1.0, not
-# 3.3, (4000, 20, 20) 0.7, not 1.1; (2000, 40, 40) would take 0.8, not 0.5.
-GROUP = 512
+# which blocks hold many: in float32 (500,000, 2, 2) along its middle axis takes 7 ns an element, not 63, (40,000, 10,
+# 10) 1.0, not 3.3, (2000, 20, 20) 1.0, not 1.1; in float64 (3000, 16, 16) 1.3, not 1.9, but (2000, 20, 20) 1.4, not
+# 1.3.
+GROUP = {"float32": 512, "float64": 320}
 
 # Rows of fewer elements are not summed by products: of one there is none to make.  Rows of two logits take 0.85 ns an
 # element with them, and 1.08 without; of ten 0.53 and 0.76 (one thread, in cache, with what a call takes).
@@ -27,12 +29,15 @@ def by_products(family: str, computed: str, plain: bool) -> bool:
     return plain and computed == "float32" and family in ("", "logits_")
 
 
-def order_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """The kept dimensions whose every index has rows of its own, those that make up columns, and the columns of a tile.
+def order_of(
+    shape: tuple[int, ...], axes: tuple[int, ...], computed: str
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """The kept dimensions whose every index has sums of its own, those that make up columns, and the columns of a tile.
 
-    As many at the end make up columns as have TILE elements together.  The one before is cut into tiles, if several of
-    its indices fit: ensembles of shape (2, 500,000, 2) took 74 ns an element along the first axis as columns of two.
-    There are no columns if a row is what lies along the reduced dimensions.
+    As many at the end make up columns as have TILE elements together.  The one before, or the last if it alone has
+    more, is cut into tiles, if several of its indices fit: ensembles of shape (2, 500,000, 2) took 74 ns an element
+    along the first axis as columns of two.  There are no columns where the last dimension is reduced, nor of a small
+    group.
     """
     columns: tuple[int, ...] = ()
     tile = 1
@@ -45,7 +50,7 @@ def order_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, 
         columns, tile = (d, *columns), tile * fit
         if fit < shape[d]:
             break
-    if math.prod(shape[d] for d in axes) * tile <= GROUP:
+    if math.prod(shape[d] for d in axes) * tile <= GROUP[computed]:
         columns, tile = (), 1
     return tuple(d for d in range(len(shape)) if d not in axes and d not in columns), columns, tile
 

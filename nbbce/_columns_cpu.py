@@ -46,7 +46,7 @@ def _part(outer, inner, group, tiles, tile_width):
     index, tile = group // tiles, group % tiles
     part = inner.copy()
     dimensions, cut = inner[DIMENSIONS], inner[CUT]
-    each = 1  # columns of an index of what tiles are cut from
+    each = 1  # columns of an index of the extent that tiles are cut from; a tile has whole ones
     for d in range(cut + 1, dimensions):
         each *= inner[SHAPE + d]
     columns = inner[SHAPE + cut] * each

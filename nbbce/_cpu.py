@@ -31,11 +31,13 @@ from nbbce._blocks_cpu import (
     GAMMA,
     HALF,
     INPUT,
+    ITEMS,
     KEEP,
     LENGTH,
     LOSS,
     MULTIPLY,
     NONE_BAD,
+    NOT_ALIKE,
     OPERANDS,
     POSITIVE,
     PRODUCTS,
@@ -257,8 +259,9 @@ def _vector(
 ) -> Array:
     """The call as the block walker reads it (see _blocks_cpu.py), but for addresses and numbers.
 
-    `flat`: contiguous operands, walked as one row.  What it depends on beside arguments, shape, dtypes and strides is
-    the family, and whether there is a number for a weight: see `_layout_key`.
+    `flat`: contiguous operands, walked as one row.  `apart`: the dimension that tiles of columns are cut from.  What it
+    depends on beside arguments, shape, dtypes and strides is the family, and whether there is a number for a weight:
+    see `_layout_key`.
     """
     x = operands[INPUT]
     assert x is not None
@@ -275,6 +278,7 @@ def _vector(
         # Where memory is read as it is, strides are not looked at, so any will do.
         strides = [a.strides if a is not None and fields[i] else (0,) * x.ndim for i, a in enumerate(operands)]
         extents, steps = layout(x.shape, strides, apart)
+    # The extent that begins with `apart`, where dimensions that were dropped and merged have moved it.
     cut = len(extents) - 1
     while apart is not None and math.prod(extents[cut:]) < math.prod(x.shape[apart:]):
         cut -= 1
@@ -482,6 +486,8 @@ def _pass(
             vector = remember(_laid_out_vectors, key, made, MOST_VECTORS)
         arguments = (_filled(vector, call, arrays), *IN_VECTOR, call.weight_number, scale)
     total, found = _run(x.size, run_serial, run_parallel, arguments)
+    if found == NOT_ALIKE:
+        raise RuntimeError(f"{call.function}: an array was given another shape by another thread during the call")
     if found < NONE_BAD:
         _compile_asked_for(found, vector)
         return _pass(call, loss, gradient, hessian, summing, check)
@@ -585,7 +591,7 @@ class _Plan(NamedTuple):
     """How sums along axes are made."""
 
     kept: tuple[int, ...]
-    """The dimensions of the results, in the order of memory."""
+    """The dimensions of the results, in the order in which these are stored."""
     by_rows: bool
     """Whether rows lie within blocks; else columns are added up."""
     vector: Array
@@ -594,18 +600,29 @@ class _Plan(NamedTuple):
     cuts: tuple[int, ...]
 
 
+def _widen_window(vector: Array) -> None:
+    """Let a window be of 128 KiB of each operand, however small blocks are, so that cache lines serve all its rows.
+
+    Images with channels last in memory, but not in shape, take 1.1 ns along their last axis, not 2.3.
+    """
+    if vector[WINDOW] > 1:
+        bytes_of_block = int(vector[STEP] * vector[ITEMS + INPUT])
+        vector[WINDOW] = max(1, WINDOW_ACROSS * generated.BLOCK * 4 // bytes_of_block)
+
+
 def _plan_of_axes(
     call: Call, arrays: tuple[Array | None, ...], shares: bool, result: np.dtype[Any], by_memory: bool
 ) -> _Plan:
     """The plan of sums along the axes of the call, stored in dtype `result`."""
     x, axes = call.input, call.axes
     assert axes is not None
-    outer, columns, tile = order_of(x.shape, axes)
+    outer, columns, tile = order_of(x.shape, axes, "float64" if x.dtype.itemsize == 8 else "float32")
     rows = math.prod(x.shape[d] for d in axes)
     by_rows = not columns and rows <= generated.PIECE
     if by_memory and not by_rows:
         # Each of their indices is added up by itself, so any order will do: images with channels last in memory, but
         # not in shape, took 2.3 ns an element along the first axis in the order of indices, and take 1.4 in this.
+        # (Of rows several make a block, which products may refuse as one, so those keep their order.)
         outer = tuple(sorted(outer, key=lambda d: -abs(x.strides[d])))
     # `numpy.matrix` would keep two dimensions below, where one is looked for; it may still come in as an `out`.
     operands = tuple(None if a is None else np.asarray(a).transpose((*outer, *axes, *columns)) for a in arrays)
@@ -615,9 +632,7 @@ def _plan_of_axes(
         vector = _vector(call, operands, False, False, False, shares, "row", products=rows >= SHORT)
         step = step_of_rows(rows)
         vector[STEP] = vector[SPAN] = step
-        # As many elements as else, so that cache lines serve all their rows: 1.1 ns along the last axis of those
-        # images, not 2.3.  (Their outer dimensions keep their order: what is refused by products is a block of rows.)
-        vector[WINDOW] *= 1 if vector[WINDOW] == 1 else generated.BLOCK // step
+        _widen_window(vector)
         vector[BY_ROWS], vector[LENGTH] = 1, rows
         vector[RESULT_ITEM] = result.itemsize
         return _Plan(outer, True, vector, None, ())
@@ -627,7 +642,7 @@ def _plan_of_axes(
     lanes = lanes_of(tile)
     inner[LENGTH], inner[STEP] = lanes, lanes * depth_of_columns(lanes, bool(inner[PRODUCTS]))
     inner[SPAN] = inner[STEP]
-    inner[WINDOW] = 1 if inner[PRODUCTS] else inner[WINDOW]  # such a block is as large as a window
+    _widen_window(inner)
     inner[RESULT_ITEM] = result.itemsize
     segments = segments_of(rows, tile, int(inner[STEP]))
     return _Plan(
@@ -640,7 +655,7 @@ def _empty_of_axes(call: Call, kept: tuple[int, ...], dtype: np.dtype[Any]) -> A
     if kept == tuple(sorted(kept)):
         return np.empty(call.result_shape, dtype)
     in_order = np.empty([call.input.shape[d] for d in kept], dtype).transpose(np.argsort(kept))
-    return np.empty_like(in_order.reshape(call.result_shape))  # in the same order, and no view
+    return np.empty_like(in_order.reshape(call.result_shape))  # its own memory, as NumPy's results have, in that order
 
 
 def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:

@@ -279,7 +279,7 @@ class _Launch:
         """Sums along the axes of the call, or counts; one launch, or two where thread blocks share columns."""
         shape, axes = self.call.input.shape, self.call.axes
         assert axes is not None
-        outer, columns, tile = order_of(shape, axes)
+        outer, columns, tile = order_of(shape, axes, self.computed)
         rows, width, groups = (math.prod(shape[d] for d in dims) for dims in (axes, columns, outer))
         arrays = {name: array.transpose((*outer, *axes, *columns)) for name, array in arrays.items()}
         in_rows = not columns and rows <= PIECE

@@ -19,7 +19,7 @@ COMMON = (
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_value_and_grad",
 )
-SHAPE = (4, 4)
+SHAPE = (40, 40)  # along the first axis these are columns: a small group (see _axes.GROUP) would be rows
 ABSENT = object()
 # The values of each argument that lead to kernels of their own, for predictions of a dtype.  For `out` it is what the
 # call without it returned.

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from nbbce._call import (
+    FOCAL,
     GRADIENT,
     GRADIENT_AND_HESSIAN,
+    LOGITS,
+    PROBABILITIES,
     VALUE,
     VALUE_AND_GRADIENT,
     Call,
@@ -261,7 +264,7 @@ def binary_cross_entropy_grad(
         validate,
         stream,
         GRADIENT,
-        "",
+        PROBABILITIES,
         grad_output,
     )
     return _run(call)[1]
@@ -332,7 +335,7 @@ def binary_cross_entropy_value_and_grad(
         validate,
         stream,
         VALUE_AND_GRADIENT,
-        "",
+        PROBABILITIES,
         grad_output,
     )
     return _run(call)
@@ -457,7 +460,7 @@ def binary_cross_entropy_with_logits(
         validate,
         stream,
         VALUE,
-        "logits_",
+        LOGITS,
     )
     return _run(call)[0]
 
@@ -530,7 +533,7 @@ def binary_cross_entropy_with_logits_grad(
         validate,
         stream,
         GRADIENT,
-        "logits_",
+        LOGITS,
         grad_output,
     )
     return _run(call)[1]
@@ -601,7 +604,7 @@ def binary_cross_entropy_with_logits_value_and_grad(
         validate,
         stream,
         VALUE_AND_GRADIENT,
-        "logits_",
+        LOGITS,
         grad_output,
     )
     return _run(call)
@@ -677,7 +680,7 @@ def binary_cross_entropy_with_logits_grad_and_hess(
         validate,
         stream,
         GRADIENT_AND_HESSIAN,
-        "logits_",
+        LOGITS,
         grad_output,
     )
     return _run(call)
@@ -765,7 +768,7 @@ def sigmoid_focal_loss(
         validate,
         stream,
         VALUE,
-        "focal_",
+        FOCAL,
     )
     take_focal(call, alpha, gamma)
     return _run(call)[0]
@@ -837,7 +840,7 @@ def sigmoid_focal_loss_value_and_grad(
         validate,
         stream,
         VALUE_AND_GRADIENT,
-        "focal_",
+        FOCAL,
         grad_output,
     )
     take_focal(call, alpha, gamma)

@@ -1098,7 +1098,10 @@ def shaped(shape, layout, *parts):
 MEASURED = {
     f"{family}, {parts} along {axis}, {layout}": (family, parts, axis, layout)
     for family in FAMILIES
-    for parts, axis in (((512, -1), 0), ((512, -1), 1), ((-1, 4), 0), ((-1, 4), 1), ((4, -1), 0), ((4, -1), 1))
+    for parts, axis in (
+        *(((512, -1), 0), ((512, -1), 1), ((-1, 4), 0), ((-1, 4), 1), ((4, -1), 0), ((4, -1), 1)),
+        *(((-1, 16, 16), 1), ((512, 8, -1), 2), ((4, -1, 4), 0)),
+    )
     for layout in ("contiguous", "fortran")
     if family == "logits" or layout == "contiguous"
 }

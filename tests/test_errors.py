@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import nbbce
+from nbbce import _cpu
 
 FUNCTIONS = ("binary_cross_entropy", "binary_cross_entropy_grad", "binary_cross_entropy_value_and_grad")
 GRADIENT_FUNCTIONS = FUNCTIONS[1:]
@@ -958,3 +959,10 @@ def test_arguments_are_checked_before_values_are_read(function):
     # Both the reduction and a value are wrong: the argument is what is named.
     with is_raised(ValueError, function, "'reduction' must be one of 'mean', 'sum', 'none'; got 'Sum'"):
         call(function, input=np.array([1.5]), target=np.array([0.0]), reduction="Sum")
+
+
+def test_an_array_that_another_thread_reshapes_during_a_call_is_a_runtime_error(monkeypatch):
+    # The compiled side looks at shapes too, and does nothing if they differ from those that were checked.
+    monkeypatch.setattr(_cpu, "_run", lambda *arguments: (0.0, _cpu.NOT_ALIKE))
+    with pytest.raises(RuntimeError, match="binary_cross_entropy: an array was given another shape by another thread"):
+        nbbce.binary_cross_entropy(inputs(), inputs(), label_smoothing=0.125)
