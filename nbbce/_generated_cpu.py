@@ -1311,6 +1311,15 @@ def some_outside_float32(values):
     return largest > U32(0x3F800000)
 
 
+# Whether one of a few labels is neither 0 nor 1; without branches, as such labels come at random.
+@njit(error_model="numpy")
+def some_soft_float32(labels):
+    soft = U32(0)
+    for y in labels:
+        soft |= bits_of_float32(y * (F32(1.0) - y))
+    return soft != U32(0)
+
+
 # Weights of a row in float64.  Those of float32 that lie in memory as loops read them are not copied before (2.9 ms of
 # ten million elements, not 4.1); then so says their size, which stands before the scratch memory.
 @njit(error_model="numpy", forceinline=True)
@@ -3710,9 +3719,8 @@ def row_products_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     even_at, tile_at, parts_at = scratch_at + 6 * PIECE, scratch_at + 12 * PIECE, scratch_at + 16 * PIECE
     product_at, rest_at, logs_at = scratch_at + 17 * PIECE, scratch_at + 21 * PIECE, scratch_at + 25 * PIECE
     signed, tile = array_at(scratch_at, size, F32), array_at(tile_at, U64(DEPTH * ABREAST), F32)
-    for i in range(min(size, U64(8))):
-        if y[i] != F32(0.0) and y[i] != F32(1.0):
-            return np.nan
+    if some_soft_float32(array_at(y_at, min(size, U64(8)), F32)):
+        return np.nan
     largest, smallest, soft = U32(0), U32(0x3F800000), U32(0)
     for j in range(size):
         xi, yi = x[j], y[j]
@@ -3758,8 +3766,13 @@ def row_products_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
                     place = group * DEPTH + i + (first + lane) * step
                     transpose_rows(from_at + 4 * place, 4 * step, tile_at + 4 * (i * ABREAST + lane), 4 * ABREAST)
             p = array_at(product_at + 8 * (group * lanes + first), U64(width), F64)
-            for i in range(depth):
-                line = U64(i * ABREAST)
+            # Two at a time: products are loaded and stored half as often (rows of ten: 0.29 ns an element, not 0.31).
+            for i in range(0, depth - 1, 2):
+                line, next_line = U64(i * ABREAST), U64((i + 1) * ABREAST)
+                for j in range(U64(width)):
+                    p[j] = p[j] * factor_of_signed(F64(tile[line + j])) * factor_of_signed(F64(tile[next_line + j]))
+            if depth % 2 == 1:
+                line = U64((depth - 1) * ABREAST)
                 for j in range(U64(width)):
                     p[j] *= factor_of_signed(F64(tile[line + j]))
     full, near = rows if groups == each else rows * each, U64(0)
@@ -3802,9 +3815,8 @@ def logits_row_products_float32(x_at, y_at, w_at, scale, out_at, count, scratch_
         array_at(parts_at + 4 * ABREAST, ABREAST, F32),
         array_at(parts_at + 8 * ABREAST, ABREAST, F32),
     )
-    for i in range(min(size, U64(8))):
-        if y[i] != F32(0.0) and y[i] != F32(1.0):
-            return np.nan
+    if some_soft_float32(array_at(y_at, min(size, U64(8)), F32)):
+        return np.nan
     largest, soft = I32(0), U32(0)
     for j in range(size):
         xi, yi = x[j], y[j]
@@ -3889,10 +3901,8 @@ def column_products_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     out = array_at(out_at, U64(length), F64)
     product[:] = 1.0
     rest[:] = 0.0
-    first_labels = array_at(y_at, U64(min(count, 8)), F32)
-    for i in range(U64(min(count, 8))):
-        if first_labels[i] != F32(0.0) and first_labels[i] != F32(1.0):
-            return np.nan
+    if some_soft_float32(array_at(y_at, U64(min(count, 8)), F32)):
+        return np.nan
     largest, smallest, soft = U32(0), U32(0x3F800000), U32(0)
     for start in range(0, count, length):
         width = U64(min(length, count - start))
