@@ -65,8 +65,7 @@ class Call:
     validate: bool
     wants_value: bool
     wants_gradient: bool
-    family: str = field(default="", init=False)
-    """Prefix of the generated loops: '' for probabilities, 'logits_' and 'focal_' for logits."""
+    family: str = field(default=PROBABILITIES, init=False)
     focal: tuple[float, float, float] = field(default=(0.0, 1.0, 1.0), init=False)
     """For the focal loss: gamma, and alpha and 1 - alpha or both 1."""
     is_plain: bool = field(default=False, init=False)
@@ -494,7 +493,7 @@ def checked(
     validate: bool | None = None,
     stream: Any = None,
     wants: Wants = VALUE,
-    family: str = "",
+    family: str = PROBABILITIES,
     grad_output: Any = None,
     target_name: str = "target",
     input_name: str = "input",

@@ -600,7 +600,7 @@ class _Plan(NamedTuple):
     cuts: tuple[int, ...]
 
 
-def _widen_window(vector: Array) -> None:
+def _fit_window(vector: Array) -> None:
     """Let a window be of 128 KiB of each operand, however small blocks are, so that cache lines serve all its rows.
 
     Images with channels last in memory, but not in shape, take 1.1 ns along their last axis, not 2.3.
@@ -630,9 +630,8 @@ def _plan_of_axes(
     groups = math.prod(x.shape[d] for d in outer)
     if by_rows:
         vector = _vector(call, operands, False, False, False, shares, "row", products=rows >= SHORT)
-        step = step_of_rows(rows)
-        vector[STEP] = vector[SPAN] = step
-        _widen_window(vector)
+        vector[STEP] = vector[SPAN] = step_of_rows(rows)
+        _fit_window(vector)
         vector[BY_ROWS], vector[LENGTH] = 1, rows
         vector[RESULT_ITEM] = result.itemsize
         return _Plan(outer, True, vector, None, ())
@@ -642,7 +641,7 @@ def _plan_of_axes(
     lanes = lanes_of(tile)
     inner[LENGTH], inner[STEP] = lanes, lanes * depth_of_columns(lanes, bool(inner[PRODUCTS]))
     inner[SPAN] = inner[STEP]
-    _widen_window(inner)
+    _fit_window(inner)
     inner[RESULT_ITEM] = result.itemsize
     segments = segments_of(rows, tile, int(inner[STEP]))
     return _Plan(

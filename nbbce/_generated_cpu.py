@@ -53,7 +53,7 @@ SCRATCH = 64 * LANES  # bytes of a maker's scratch memory
 # What `walk` puts before it, by bytes from its beginning: what may be asked for ahead (see `ask_ahead`), the bytes of a
 # weight, the scale of losses, gamma and both alphas of the focal loss, and the scale of gradients.
 ASKED_AT, WEIGHT_ITEM_AT, LOSS_SCALE_AT, GAMMA_AT, GRADIENT_SCALE_AT = -88, -48, -40, -32, -8
-HEADER = 88
+HEADER = -ASKED_AT
 # Products side by side, and factors before they are renormalised.  Few products let a loop go through memory in order:
 # with 128 float32 ones it read at 16 places at once, and took 0.2 to 0.6 ns an element out of cache, as the code
 # happened to lie; with 32 it takes 0.2 (and 0.12 in cache).

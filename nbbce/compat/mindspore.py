@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nbbce import functional
-from nbbce._call import checked
+from nbbce._call import LOGITS, checked
 from nbbce.compat._checks import checked_array
 
 __all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits"]
@@ -130,5 +130,5 @@ def binary_cross_entropy_with_logits(
     y = checked_array(_WITH_LOGITS, "target", target, _DTYPES_WITH_LOGITS)
     w = None if weight is None else checked_array(_WITH_LOGITS, "weight", weight, _DTYPES_WITH_LOGITS)
     p = None if pos_weight is None else checked_array(_WITH_LOGITS, "pos_weight", pos_weight, _DTYPES_WITH_LOGITS)
-    call = checked(_WITH_LOGITS, z, y, w, reduction, family="logits_", pos_weight=p)
+    call = checked(_WITH_LOGITS, z, y, w, reduction, family=LOGITS, pos_weight=p)
     return functional._run(call)[0]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nbbce import functional
-from nbbce._call import checked
+from nbbce._call import LOGITS, checked
 from nbbce.compat._checks import checked_array
 
 __all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits"]
@@ -148,7 +148,7 @@ def binary_cross_entropy_with_logits(
         y,
         w,
         reduction,
-        family="logits_",
+        family=LOGITS,
         pos_weight=p,
         dtype=dtype,
         target_name="label",
