@@ -12,6 +12,7 @@ is what counts.  Arrays have 10 million elements unless said; two threads unless
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -168,16 +169,17 @@ def _loop_of(call: Work) -> Work:
     seen: list[tuple[Any, ...]] = []
     original = _cpu.run_serial.compile()
 
-    def record(*arguments: Any) -> Any:
-        seen.append(arguments)
-        return original(*arguments)
+    def record(vector: Any, arrays_id: int, *numbers: Any) -> Any:
+        arrays = ctypes.cast(arrays_id, ctypes.py_object).value  # must outlive the recorded call, which has their `id`
+        seen.append((arrays, vector, arrays_id, *numbers))
+        return original(vector, arrays_id, *numbers)
 
     _cpu.run_serial.run = record
     try:
-        kept = call, call()  # inputs and result must outlive the recorded call, which knows them by address
+        call()
     finally:
         _cpu.run_serial.run = original
-    arguments = seen[-1]
+    _, *arguments = kept = seen[-1]
     return lambda kept=kept: original(*arguments)
 
 

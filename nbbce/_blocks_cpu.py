@@ -5,7 +5,8 @@ what the loops read; else converted, gathered or expanded into a buffer that sta
 of the generated module, and stored.  Makers and copiers are called through their addresses, so this walk is
 compiled once for all dtypes, and a process compiles only the loops that it uses.
 
-A call is a vector of integers: the fields below, then the shape, then the strides of each operand in bytes.
+A call is a vector of integers: the fields below, then the shape, then the strides of each operand in bytes.  It is made
+once for all arrays of these dtypes and strides, and comes with a tuple of them.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -36,6 +37,7 @@ from nbbce._generated_cpu import (
 )
 from nbbce._primitives_cpu import (
     C_CONTIGUOUS,
+    ITEMS_OF_TUPLE,
     array_at,
     call_copier,
     call_maker,
@@ -48,7 +50,7 @@ from nbbce._primitives_cpu import (
     prefetch,
 )
 
-# Addresses of the operands; 0 stands for one that the call does not have.
+# Addresses of the operands, 1 until they are filled in; 0 stands for one that the call does not have.
 INPUT, TARGET, WEIGHT, POS_WEIGHT, GRAD_OUTPUT, WHERE, LOSS, GRADIENT, HESSIAN = range(9)
 OPERANDS = 9
 # Address of the copier that loads or stores each operand; 0: memory is read or written as it is.
@@ -101,7 +103,6 @@ ROWS_ABREAST = 80
 CUT = 81
 DIMENSIONS = 82
 SHAPE = 83  # the shape starts here; the operands' strides follow
-FLAT_FIELDS = SHAPE + 2 * (1 + OPERANDS)  # of a call on contiguous arrays, which has two dimensions
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -592,27 +593,41 @@ def add_wave(sums_at, lanes_at, errors_at, last, _, count, __):
 
 
 @loop
-def _begin(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, chunks):
-    """Where the call on these arrays (by their `id`) of `size` elements is; that on its own arrays if `x_id` is 0.
+def fill(call, arrays_id, size, loss_scale, at):
+    """Put a call on the arrays of the tuple at `arrays_id` at address `at`: its operands, then the array of results.
 
-    Also its blocks, and memory for the sums of a wave, two sets of lanes that these are added to, what each of `chunks`
-    threads finds, and the call.
+    `size` is that of contiguous arrays, whose call is one of any size, and -1 where the call has it.  Without a tuple
+    the call has the addresses too.
     """
-    elements = call[SIZE] if x_id == 0 else size
-    blocks = (elements + call[STEP] - 1) // call[STEP]
+    copy_bytes(at, call.ctypes.data, 8 * call.size)
+    filled = array_at(at, call.size, np.int64)
+    if arrays_id != 0:
+        ids = array_at(arrays_id + ITEMS_OF_TUPLE, OPERANDS + 1, np.int64)
+        for operand in range(OPERANDS):
+            if filled[operand] != 0:
+                filled[operand] = data_of(ids[operand])
+        if filled[RESULT] != 0:
+            filled[RESULT] = data_of(ids[OPERANDS])
+    array_at(at + 8 * FACTOR, 1, np.float64)[0] = loss_scale
+    if size >= 0:
+        filled[SIZE] = filled[SHAPE + 1] = size
+
+
+@loop
+def _begin(call, arrays_id, size, loss_scale, chunks):
+    """Where the call on these arrays is (see `fill`), and its blocks.
+
+    Also memory for the sums of a wave, two sets of lanes that these are added to, what each of `chunks` threads finds,
+    and the call.
+    """
+    blocks = ((size if size >= 0 else call[SIZE]) + call[STEP] - 1) // call[STEP]
     held = 8 * (lesser(blocks, WAVE) + 2 * LANES)
-    memory = np.empty(held + 8 * (chunks + FLAT_FIELDS), np.uint8)
+    memory = np.empty(held + 8 * (chunks + call.size), np.uint8)
     sums_at = memory.ctypes.data
+    call_at = sums_at + held + 8 * chunks
+    fill(call, arrays_id, size, loss_scale, call_at)
     if blocks > 1 and call[SUM] != 0:
         clear_bytes(sums_at + held - 16 * LANES, 16 * LANES)
-    if x_id == 0:
-        return memory, call.ctypes.data, sums_at, sums_at + held, blocks
-    call_at = sums_at + held + 8 * chunks
-    copy_bytes(call_at, call.ctypes.data, 8 * FLAT_FIELDS)
-    filled = array_at(call_at, FLAT_FIELDS, np.int64)
-    filled[INPUT], filled[TARGET] = data_of(x_id), data_of(y_id)
-    filled[LOSS], filled[GRADIENT], filled[HESSIAN] = data_of(loss_id), data_of(gradient_id), data_of(hessian_id)
-    filled[SIZE] = filled[SHAPE + 1] = size
     return memory, call_at, sums_at, sums_at + held, blocks
 
 
@@ -625,14 +640,15 @@ def _end_wave(call, sums_at, blocks, count, is_last):
     return call_maker(call[ADD_WAVE], (sums_at, lanes_at, lanes_at + 8 * LANES, 1.0 if is_last else 0.0, 0, count, 0))
 
 
-ON_ARRAYS = "int64[::1], int64, int64, int64, int64, int64, int64, float64, float64"
+ON_ARRAYS = "int64[::1], int64, int64, float64, float64"
 
 
 @loop
-def _are_alike(x_id, y_id):
+def _are_alike(arrays_id):
     """Whether input and target are contiguous arrays of one shape; asked of NumPy in Python, that takes 0.3 us."""
-    x_dimensions, x_at, x_flags = layout_of(x_id)
-    y_dimensions, y_at, y_flags = layout_of(y_id)
+    ids = array_at(arrays_id + ITEMS_OF_TUPLE, 2, np.int64)
+    x_dimensions, x_at, x_flags = layout_of(ids[INPUT])
+    y_dimensions, y_at, y_flags = layout_of(ids[TARGET])
     if x_dimensions != y_dimensions or x_flags & y_flags & C_CONTIGUOUS == 0:
         return False
     x_shape, y_shape = array_at(x_at, x_dimensions, np.int64), array_at(y_at, x_dimensions, np.int64)
@@ -643,12 +659,11 @@ def _are_alike(x_id, y_id):
 
 
 @entry(f"({ON_ARRAYS})")
-def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale):
+def run_serial(call, arrays_id, size, loss_scale, gradient_scale):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, -1, or an ask."""
-    if x_id != 0 and not _are_alike(x_id, y_id):
+    if size >= 0 and not _are_alike(arrays_id):
         return 0.0, np.int64(NOT_ALIKE)
-    taken = _begin(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, 0)
-    memory, call_at, sums_at, _, blocks = taken
+    memory, call_at, sums_at, _, blocks = _begin(call, arrays_id, size, loss_scale, 0)
     total, bad = 0.0, np.int64(NONE_BAD)
     if blocks > 1 and call[ADD_WAVE] < 0:
         return total, np.int64(ASKED_FOR - ADD_WAVE)
@@ -664,12 +679,11 @@ def run_serial(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_sc
 
 
 @entry(f"({ON_ARRAYS}, int64)", parallel=True)
-def run_parallel(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, loss_scale, gradient_scale, chunks):
+def run_parallel(call, arrays_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
-    if x_id != 0 and not _are_alike(x_id, y_id):
+    if size >= 0 and not _are_alike(arrays_id):
         return 0.0, np.int64(NOT_ALIKE)
-    taken = _begin(call, x_id, y_id, loss_id, gradient_id, hessian_id, size, chunks)
-    memory, call_at, sums_at, found_at, blocks = taken
+    memory, call_at, sums_at, found_at, blocks = _begin(call, arrays_id, size, loss_scale, chunks)
     total, bad, walk_at = 0.0, np.int64(NONE_BAD), call[WALK]
     if blocks > 1 and call[ADD_WAVE] < 0:
         return total, np.int64(ASKED_FOR - ADD_WAVE)

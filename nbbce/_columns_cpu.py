@@ -30,6 +30,7 @@ from nbbce._blocks_cpu import (
     STEP,
     STORE,
     WALK,
+    fill,
     item_offset,
     loop,
 )
@@ -146,29 +147,39 @@ def _groups_at_once(groups, tile_width, segments):
     return count, np.empty(count * segments * tile_width), np.empty(count * segments * tile_width)
 
 
-ON_COLUMNS = "int64[::1], int64[::1], int64, int64, int64, int64, float64, float64"
+@loop
+def _filled(inner, arrays_id, loss_scale):
+    """The inner call on these arrays (see _blocks_cpu.py)."""
+    filled = np.empty(inner.size, np.int64)
+    fill(inner, arrays_id, -1, loss_scale, filled.ctypes.data)
+    return filled
+
+
+ON_COLUMNS = "int64[::1], int64[::1], int64, int64, int64, int64, int64, float64, float64"
 
 
 @entry(f"({ON_COLUMNS})")
-def run_columns_serial(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale):
+def run_columns_serial(outer, inner, arrays_id, groups, tiles, width, segments, loss_scale, gradient_scale):
     """Add up columns on this thread; returns whether an element was bad."""
-    wave, sums, errors = _groups_at_once(groups, tile_width, segments)
+    filled = _filled(inner, arrays_id, loss_scale)
+    wave, sums, errors = _groups_at_once(groups, width, segments)
     bad = False
     for group in range(0, groups, wave):
         count = min(wave, groups - group)
         pairs = count * segments
         found = _run_pairs(
-            outer, inner, tiles, tile_width, segments, group, 0, pairs, loss_scale, gradient_scale, sums, errors
+            outer, filled, tiles, width, segments, group, 0, pairs, loss_scale, gradient_scale, sums, errors
         )
         bad = bad or found >= 0
-        _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors)
+        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors)
     return bad
 
 
 @entry(f"({ON_COLUMNS}, int64)", parallel=True)
-def run_columns_parallel(outer, inner, groups, tiles, tile_width, segments, loss_scale, gradient_scale, chunks):
+def run_columns_parallel(outer, inner, arrays_id, groups, tiles, width, segments, loss_scale, gradient_scale, chunks):
     """The same with the pairs of a wave dealt out to `chunks` threads in runs."""
-    wave, sums, errors = _groups_at_once(groups, tile_width, segments)
+    filled = _filled(inner, arrays_id, loss_scale)
+    wave, sums, errors = _groups_at_once(groups, width, segments)
     bad = np.int64(0)
     for group in range(0, groups, wave):
         count = min(wave, groups - group)
@@ -176,8 +187,8 @@ def run_columns_parallel(outer, inner, groups, tiles, tile_width, segments, loss
         for chunk in prange(chunks):
             low, high = pairs * chunk // chunks, pairs * (chunk + 1) // chunks
             found = _run_pairs(
-                outer, inner, tiles, tile_width, segments, group, low, high, loss_scale, gradient_scale, sums, errors
+                outer, filled, tiles, width, segments, group, low, high, loss_scale, gradient_scale, sums, errors
             )
             bad += found >= 0
-        _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors)
+        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors)
     return bad > 0

@@ -27,7 +27,6 @@ from nbbce._blocks_cpu import (
     COPIERS,
     DIMENSIONS,
     DIVISOR,
-    FACTOR,
     GAMMA,
     HALF,
     INPUT,
@@ -63,7 +62,7 @@ from nbbce._blocks_cpu import (
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
 from nbbce._columns_cpu import run_columns_parallel, run_columns_serial
 from nbbce._compile import Entry, Native
-from nbbce._primitives_cpu import C_CONTIGUOUS, DIMENSIONS_AT, FLAGS, HEAD, ND
+from nbbce._primitives_cpu import C_CONTIGUOUS, DIMENSIONS_AT, FLAGS, HEAD, ITEMS_OF_TUPLE, ND
 
 # Above this many elements the parallel loop is the faster of the two: on two threads the serial one was at 16384 (10.6
 # against 11.0 us for soft labels), the parallel one at 32768 (18.0 against 14.8; losses of each: 12.7 against 12.2).
@@ -109,19 +108,16 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     )
 
 
-def _slow_address(array: Array) -> int:
+def _address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
-
-
-def _quick_address(array: Array) -> int:
-    return ctypes.c_size_t.from_address(id(array) + HEAD).value
 
 
 def _is_as_expected(array: Array) -> bool:
     """Whether data, shape and flags of an array are where the compiled side reads them (see data_of, layout_of)."""
-    at = id(array) + HEAD
+    items = (None, array)
+    at = ctypes.c_size_t.from_address(id(items) + ITEMS_OF_TUPLE + 8).value + HEAD
     dimensions = ctypes.c_int.from_address(at + ND).value
-    if dimensions != array.ndim or _quick_address(array) != _slow_address(array):
+    if dimensions != array.ndim or ctypes.c_size_t.from_address(at).value != _address(array):
         return False
     shape_at = ctypes.c_size_t.from_address(at + DIMENSIONS_AT).value
     shape = tuple((ctypes.c_ssize_t * dimensions).from_address(shape_at))
@@ -129,9 +125,8 @@ def _is_as_expected(array: Array) -> bool:
     return shape == array.shape and bool(flags & C_CONTIGUOUS) == array.flags.c_contiguous
 
 
-# Whether they are there in this Python and NumPy: an address takes 0.3 us, not 0.8.
+# Whether they are there in this Python and NumPy.
 _quick = all(_is_as_expected(probe) for probe in (np.zeros((3, 5)), np.zeros((3, 5))[1:, 1:]))
-_address = _quick_address if _quick else _slow_address
 
 
 # Kernels that a call may turn out to need, by the numbers that stand for their addresses until they are compiled.
@@ -312,7 +307,7 @@ def _vector(
         numbers[BLANK_INPUT - KEEP] = BLANK_OF_GRADIENT
     return np.array(
         [
-            *(0,) * OPERANDS,
+            *(int(a is not None) for a in operands),
             *fields,
             *numbers.view(np.int64).tolist(),
             x.size,
@@ -339,28 +334,35 @@ def _vector(
     )
 
 
-def _filled(vector: Array, call: Call, arrays: tuple[Array | None, ...] = ()) -> Array:
-    """A copy of a vector with the numbers of a call and the addresses of these arrays."""
+def _numbers(call: Call, shares: bool) -> tuple[float, ...]:
+    """The numbers of a call that its vector has."""
+    count = call.count if call.axes is not None and call.reduction == "mean" and call.counts is None else 1
+    share = (call.label_smoothing, call.pos_weight_number) if shares else (0.0, 1.0)
+    return (*share, count, *call.focal)
+
+
+def _with_numbers(vector: Array, numbers: tuple[float, ...]) -> Array:
+    """The vector with these numbers of a call in it."""
+    filled = vector.view(np.float64)
+    smoothing, filled[POSITIVE], filled[DIVISOR], filled[GAMMA], filled[ALPHA], filled[ALPHA_OF_0] = numbers
+    filled[KEEP], filled[HALF] = 1.0 - smoothing, smoothing / 2
+    return vector
+
+
+def _on(vector: Array, arrays: tuple[Array | None, ...]) -> tuple[Array, int]:
+    """What an entry is called with: a vector and the tuple of its arrays, by its `id`."""
+    if _quick:
+        return vector, id(arrays)
     filled = vector.copy()
-    numbers = filled.view(np.float64)
-    if has_shares(call):
-        numbers[KEEP], numbers[HALF] = 1.0 - call.label_smoothing, call.label_smoothing / 2
-        numbers[POSITIVE] = call.pos_weight_number
-    if call.weight_number != 1.0:
-        numbers[FACTOR] = call.weight_number
-    if call.axes is not None and call.reduction == "mean" and call.counts is None:
-        numbers[DIVISOR] = call.count
-    if call.family == "focal_":
-        numbers[GAMMA], numbers[ALPHA], numbers[ALPHA_OF_0] = call.focal
-    for operand, a in enumerate(arrays):
-        if a is not None:
-            filled[operand] = _address(a)
-    return filled
+    for field, array in zip((*range(OPERANDS), RESULT), arrays, strict=True):
+        if filled[field]:
+            assert array is not None
+            filled[field] = _address(array)
+    return filled, 0
 
 
-# Vectors of calls met before, as making one takes 20 us and more.  Those of contiguous arrays without array weights, by
-# dtypes: they differ in addresses and size alone, which the compiled side fills in.  The others by layouts too; they
-# are filled here, since they have addresses and numbers that the compiled side does not.
+# Vectors of calls met before, as making one takes 20 us and more, by dtypes and numbers.  Those of contiguous arrays
+# without array weights are of any size, the others of one layout.
 MOST_VECTORS = 1000
 _flat_vectors: dict[tuple[Any, ...], Array] = {}
 _laid_out_vectors: dict[tuple[Any, ...], Array] = {}
@@ -382,7 +384,6 @@ class _Known(NamedTuple):
 # By function, reduction, whether values are looked at, and dtypes: such a call takes 0.6 us less than a checked one.
 _known: dict[tuple[Any, ...], _Known] = {}
 LOSS_ALONE = (True, False, False)  # what is `wanted` with the reduction "none"
-IN_VECTOR = (0,) * 6  # what an entry is called with in place of ids and a size, where they are in the vector
 
 # One, in dtypes that NumPy multiplies a Python number by at once: a NumPy number in 0.04 us, and in 0.2 by its type.
 _ONES = {np.dtype(one): one for one in (np.float32(1), np.float64(1))}
@@ -395,6 +396,7 @@ def _layout_key(call: Call, arrays: tuple[Array | None, ...], shares: bool, *mor
         call.input.shape,
         shares,
         call.weight_number != 1.0,
+        _numbers(call, shares),
         *[None if a is None else (a.dtype, a.strides) for a in arrays],
         *more,
     )
@@ -425,7 +427,7 @@ def _flat_key(
         loss is not None and call.weight_number != 1.0,
         check,
         call.family,
-        (call.pos_weight_number, call.label_smoothing) if shares else call.focal,
+        _numbers(call, shares),
     )
 
 
@@ -458,33 +460,24 @@ def _pass(
     key = _flat_key(call, loss, gradient, hessian, summing, check, shares) if flat else None
     scale = 1.0 if gradient is None else gradient_scale(call)
     is_flat = key is not None
+    arrays: tuple[Array | None, ...]
     if key is not None:
+        arrays = (x, y, None, None, None, None, loss, gradient, hessian, None)
         vector = _flat_vectors.get(key)
         if vector is None:
-            operands = (x, y, None, None, None, None, loss, gradient, hessian)
-            made = _filled(_vector(call, operands, True, summing, check, shares), call)
-            vector = remember(_flat_vectors, key, made, MOST_VECTORS)
-        arguments = (
-            vector,
-            id(x),
-            id(y),
-            0 if loss is None else id(loss),
-            0 if gradient is None else id(gradient),
-            0 if hessian is None else id(hessian),
-            x.size,
-            call.weight_number,
-            scale,
-        )
+            made = _vector(call, arrays[:OPERANDS], True, summing, check, shares)
+            vector = remember(_flat_vectors, key, _with_numbers(made, key[-1]), MOST_VECTORS)
     else:
         weights = (None, None) if check else (call.weight, call.pos_weight)
         grad_output = None if gradient is None else call.grad_output
-        arrays = (x, y, *weights, grad_output, call.where, loss, gradient, hessian)
+        arrays = (x, y, *weights, grad_output, call.where, loss, gradient, hessian, None)
         key = _layout_key(call, arrays, shares, summing, check)
         vector = _laid_out_vectors.get(key)
         if vector is None:
-            made = _vector_in_order(call, arrays, summing, check, shares)
+            made = _vector_in_order(call, arrays[:OPERANDS], summing, check, shares)
+            made = _with_numbers(made, _numbers(call, shares))
             vector = remember(_laid_out_vectors, key, made, MOST_VECTORS)
-        arguments = (_filled(vector, call, arrays), *IN_VECTOR, call.weight_number, scale)
+    arguments = (*_on(vector, arrays), x.size if is_flat else -1, call.weight_number, scale)
     total, found = _run(x.size, run_serial, run_parallel, arguments)
     if found == NOT_ALIKE:
         raise RuntimeError(f"{call.function}: an array was given another shape by another thread during the call")
@@ -530,7 +523,8 @@ def _again(function: str, reduction: str, x: Array, y: Array, validate: bool, ou
         return _again_with_results(known, reduction, x, y, validate, out)
     # A small call for a number or for losses, which counts most.  The compiled side looks at shapes and layouts.
     loss = None if wanted is None else np.empty(x.shape, dtype)
-    total, found = run_serial.run(vector, id(x), id(y), 0 if loss is None else id(loss), 0, 0, size, 1.0, 1.0)
+    arrays = (x, y, None, None, None, None, loss, None, None, None)
+    total, found = run_serial.run(vector, id(arrays), size, 1.0, 1.0)
     if found != NONE_BAD and (validate or found < NONE_BAD):
         return None
     if loss is not None:
@@ -553,16 +547,16 @@ def _again_with_results(
         if validate:  # before anything is written
             if looking is None:
                 return None
-            looked_at = (looking, id(x), id(y), 0, 0, 0, size, 1.0, 1.0)
-            if _run(size, run_serial, run_parallel, looked_at)[1] != NONE_BAD:
+            inputs = (x, y, *(None,) * 8)
+            if _run(size, run_serial, run_parallel, (looking, id(inputs), size, 1.0, 1.0))[1] != NONE_BAD:
                 return None
     loss, gradient, hessian = (
         None if not each else np.empty(x.shape, dtype) if own is None else own for each in wanted
     )
     mean = reduction == "mean"
     scale = 1.0 / size if mean and gradient is not None else 1.0
-    ids = [0 if result is None else id(result) for result in (loss, gradient, hessian)]
-    total, found = _run(size, run_serial, run_parallel, (vector, id(x), id(y), *ids, size, 1.0, scale))
+    arrays = (x, y, None, None, None, None, loss, gradient, hessian, None)
+    total, found = _run(size, run_serial, run_parallel, (vector, id(arrays), size, 1.0, scale))
     if found != NONE_BAD and (validate or found < NONE_BAD):
         return None
     if hessian is not None:
@@ -628,21 +622,24 @@ def _plan_of_axes(
     operands = tuple(None if a is None else np.asarray(a).transpose((*outer, *axes, *columns)) for a in arrays)
     width = math.prod(x.shape[d] for d in columns)
     groups = math.prod(x.shape[d] for d in outer)
+    numbers = _numbers(call, shares)
     if by_rows:
         vector = _vector(call, operands, False, False, False, shares, "row", products=rows >= SHORT)
+        _with_numbers(vector, numbers)
         vector[STEP] = vector[SPAN] = step_of_rows(rows)
         _fit_window(vector)
         vector[BY_ROWS], vector[LENGTH] = 1, rows
-        vector[RESULT_ITEM] = result.itemsize
+        vector[RESULT], vector[RESULT_ITEM] = 1, result.itemsize
         return _Plan(outer, True, vector, None, ())
     tiles = -(-width // tile)
     first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
     inner = _vector(call, first, False, False, False, shares, "column", apart=len(axes) if tiles > 1 else None)
+    _with_numbers(inner, numbers)
     lanes = lanes_of(tile)
     inner[LENGTH], inner[STEP] = lanes, lanes * depth_of_columns(lanes, bool(inner[PRODUCTS]))
     inner[SPAN] = inner[STEP]
     _fit_window(inner)
-    inner[RESULT_ITEM] = result.itemsize
+    inner[RESULT], inner[RESULT_ITEM] = 1, result.itemsize
     segments = segments_of(rows, tile, int(inner[STEP]))
     return _Plan(
         (*outer, *columns), False, inner, _outer(operands, len(outer)), (groups * tiles, tiles, tile, segments)
@@ -675,14 +672,13 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
         results = own
     else:
         results = _empty_of_axes(call, plan.kept, dtype)
-    vector = _filled(plan.vector, call, arrays)
-    vector[RESULT] = _address(results)
+    with_results = (*arrays, results)
+    on = _on(plan.vector, with_results)
     scales = (call.weight_number, 1.0 if gradient is None else gradient_scale(call))
     if plan.by_rows:
-        bad = _run(x.size, run_serial, run_parallel, (vector, *IN_VECTOR, *scales))[1] >= 0
+        bad = _run(x.size, run_serial, run_parallel, (*on, -1, *scales))[1] >= 0
     else:
-        arguments = (plan.outer, vector, *plan.cuts, *scales)
-        bad = bool(_run(x.size, run_columns_serial, run_columns_parallel, arguments))
+        bad = bool(_run(x.size, run_columns_serial, run_columns_parallel, (plan.outer, *on, *plan.cuts, *scales)))
     if call.counts is not None:
         counts = call.counts.reshape(results.shape)
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -364,6 +364,8 @@ def clear_bytes(typingctx: Any, address: Any, size: Any) -> Any:
 # of a small call; nbbce/_cpu.py checks once that these agree with them.
 HEAD, ND, DIMENSIONS_AT, FLAGS = object.__basicsize__, 8, 16, 48
 C_CONTIGUOUS = 1
+# Where the addresses of a tuple's items begin, which is all that CPython puts behind what it says here.
+ITEMS_OF_TUPLE = tuple.__basicsize__
 
 
 def _member(builder: Any, array_id: Any, offset: int, member: ir.Type) -> Any:
@@ -373,13 +375,10 @@ def _member(builder: Any, array_id: Any, offset: int, member: ir.Type) -> Any:
 
 @intrinsic
 def data_of(typingctx: Any, array_id: Any) -> Any:
-    """Address of the data of the NumPy array at `id(array)`; 0 for 0."""
+    """Address of the data of the NumPy array at `id(array)`."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        absent = builder.icmp_unsigned("==", arguments[0], INT64(0))
-        nothing = cgutils.alloca_once_value(builder, INT64(0))
-        place = builder.inttoptr(builder.add(arguments[0], INT64(HEAD)), INT64.as_pointer())
-        return builder.load(builder.select(absent, nothing, place))
+        return _member(builder, arguments[0], 0, INT64)
 
     return types.int64(types.int64), code
 

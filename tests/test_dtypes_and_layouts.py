@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import reference
 
-from nbbce import _call, binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
+from nbbce import _call, _cpu, binary_cross_entropy, binary_cross_entropy_grad, binary_cross_entropy_value_and_grad
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -73,6 +73,27 @@ def test_metadata_of_the_dtype_of_another_call_are_not_those_of_a_result():
             gradient = binary_cross_entropy_grad(array, y)
             assert gradient.dtype == np.float32
             assert gradient.dtype.metadata is None
+
+
+def test_where_the_struct_of_an_array_cannot_be_read_results_are_the_same(monkeypatch, rng):
+    x, y = rng.random((30, 700), np.float32), rng.random((30, 700), np.float32)
+    w, kept, out = rng.random(700), rng.random((30, 700)) < 0.7, np.empty_like(x)
+
+    def results():
+        whole, strided = (x, y), (x[:, ::2], y[:, ::2])
+        return [
+            *(binary_cross_entropy(*arrays, reduction=r) for arrays in (whole, strided) for r in ("mean", "none")),
+            *(binary_cross_entropy(x, y, w, axis=axis, where=kept) for axis in (None, 0, 1)),
+            *(binary_cross_entropy(x, y, 2.5, axis=axis) for axis in (0, 1)),
+            *binary_cross_entropy_value_and_grad(x, y, w, pos_weight=3.0, label_smoothing=0.1),
+            binary_cross_entropy(x, y, w, "none", out=out).copy(),
+        ]
+
+    expected = results()
+    monkeypatch.setattr(_cpu, "_quick", False)
+    monkeypatch.setattr(_cpu, "_known", {})
+    for result, wanted in zip(results(), expected, strict=True):
+        np.testing.assert_array_equal(result, wanted)
 
 
 @pytest.mark.parametrize("target", ["longdouble", np.dtype(np.longdouble).newbyteorder("S")], ids=["native", "swapped"])

@@ -314,8 +314,15 @@ def test_data_of_is_the_address_that_numpy_says(array):
     assert address_of(id(array)) == array.__array_interface__["data"][0]
 
 
-def test_data_of_no_array_is_0():
-    assert address_of(0) == 0
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_items_of_a_tuple_are_known_by_their_ids(size):
+    items = tuple(object() for _ in range(size))
+
+    @njit
+    def ids_of(tuple_id):
+        return primitives.array_at(tuple_id + primitives.ITEMS_OF_TUPLE, size, np.int64).copy()
+
+    assert ids_of(id(items)).tolist() == [id(item) for item in items]
 
 
 def test_functions_are_called_through_their_address_with_arguments_in_order():
