@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 REDUCTIONS = ("mean", "sum", "none")
 ON_HOST = (np.ndarray, type(None))  # what an operand of a call on NumPy arrays is
+NUMBERS = frozenset((float, int, type(None)))  # what a number of a plain call is
 
 
 class Wants(NamedTuple):
@@ -70,7 +71,9 @@ class Call:
     focal: tuple[float, float, float] = field(default=(0.0, 1.0, 1.0), init=False)
     """For the focal loss: gamma, and alpha and 1 - alpha or both 1."""
     is_plain: bool = field(default=False, init=False)
-    """Whether the arrays, the reduction and `validate` are all there is to it."""
+    """Whether the arrays, the reduction, `validate` and numbers are all there is to it; on a device, without these."""
+    what: Hashable = field(default=None, init=False)
+    """Of a plain call the function, and its numbers if there are any."""
     target_name: str = field(default="target", init=False)
     weight: Array | None = field(default=None, init=False)
     weight_number: float = field(default=1.0, init=False)
@@ -97,10 +100,11 @@ class Call:
 
 
 # Run a plain call at once if one like it was made before, of which nothing is left to check: for NumPy arrays and for
-# others, by function, reduction, input, target, whether values are looked at, and `out`.  What comes back is what `run`
-# gives; None if there was none like it, or if there is an error to be named.  nbbce._cpu and nbbce._cuda put them here.
+# others, by function and numbers, reduction, arrays, whether values are looked at, and `out`.  What comes back is what
+# `run` gives; None if there was none like it, or if there is an error to be named.  nbbce._cpu and nbbce._cuda put them
+# here.
 Results = tuple[Any, Any]
-Again = Callable[[str, str, Any, Any, bool, Any], Results | None]
+Again = Callable[[Hashable, str, Any, Any, bool, Any], Results | None]
 again_on_host: Again | None = None
 again_on_device: Again | None = None
 
@@ -403,9 +407,8 @@ def _smoothing(function: str, value: Any) -> float:
     return number
 
 
-def take_focal(call: Call | Results, alpha: Any, gamma: Any) -> None:
+def _take_focal(call: Call, alpha: Any, gamma: Any) -> None:
     """Check `alpha` and `gamma` of the focal loss, and put them into the call."""
-    assert isinstance(call, Call)  # it is not plain, so none like it is known
     function = call.function
     exponent = _fitting(function, "gamma", gamma)
     if exponent is None:
@@ -417,7 +420,6 @@ def take_focal(call: Call | Results, alpha: Any, gamma: Any) -> None:
         raise TypeError(f"{function}: 'alpha' must be a real number or None; got {_describe(alpha)}")
     if not share <= 1.0:
         raise ValueError(f"{function}: 'alpha' must be at most 1; got {share}")
-    call.is_plain = False
     call.focal = (exponent, 1.0, 1.0) if share < 0.0 else (exponent, share, 1.0 - share)
 
 
@@ -498,6 +500,8 @@ def checked(
     grad_output: Any = None,
     target_name: str = "target",
     input_name: str = "input",
+    alpha: Any = None,
+    gamma: Any = None,
 ) -> Call | Results:
     """Check the arguments of a public function and gather them in a `Call`; or its results, if it was known.
 
@@ -505,21 +509,26 @@ def checked(
     more.
     """
     of_numpy = type(input) is type(target) is np.ndarray
-    is_plain = (
-        weight is None
-        and pos_weight is None
-        and where is None
-        and axis is None
-        and dtype is None
-        and grad_output is None
-        and type(label_smoothing) is float
-        and label_smoothing == 0.0
-        and keepdims is False
-    )
+    is_plain = where is None and axis is None and dtype is None and grad_output is None and keepdims is False
+    is_bare = weight is None and pos_weight is None and type(label_smoothing) is float and label_smoothing == 0.0
+    what: Hashable = function
+    if family == FOCAL or not is_bare:
+        is_bare, what = False, (function, weight, pos_weight, label_smoothing, alpha, gamma)
+        is_plain = (
+            is_plain
+            and of_numpy
+            and type(weight) in NUMBERS
+            and type(pos_weight) in NUMBERS
+            and type(label_smoothing) in NUMBERS
+            and type(alpha) in NUMBERS
+            and type(gamma) in NUMBERS
+            and weight != 0  # whose sign is in the results' bits, and not in what is remembered
+            and pos_weight != 0
+        )
     if is_plain and type(reduction) is str and stream is None and (validate is None or type(validate) is bool):
         again = again_on_host if of_numpy else again_on_device
         if again is not None:
-            results = again(function, reduction, input, target, of_numpy if validate is None else validate, out)
+            results = again(what, reduction, input, target, of_numpy if validate is None else validate, out)
             if results is not None:
                 return results
     # Nearly always both are known, which saves 0.5 us.
@@ -541,8 +550,8 @@ def checked(
         call.target_name = target_name
     if family:
         call.family, call.wants_hessian = family, wants.hessian
-    call.is_plain = is_plain and (out is None or of_numpy)
-    if is_plain and out is None:
+    call.is_plain, call.what = is_plain and (out is None or of_numpy), what
+    if is_plain and is_bare and out is None:
         if stream is not None or not (on_host and isinstance(y, np.ndarray)):
             _take_place(call, stream)
         if x.size or reduction != "mean":
@@ -555,6 +564,8 @@ def checked(
         call.label_smoothing = _smoothing(function, label_smoothing)
     if where is not None and not (isinstance(where, (bool, np.bool_)) and where):
         call.where, call.count = _where(function, where, shape)
+    if family == FOCAL:
+        _take_focal(call, alpha, gamma)
     if axis is not None or keepdims is not False:
         _take_axes(call, axis, keepdims)
     if dtype is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Hashable
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
@@ -339,18 +340,18 @@ class _Launch:
             self._run(kernel, grid, THREADS, arrays, result, places, groups * width, scales, layout)
 
 
-def _signature(function: str, reduction: str, input: Any, target: Any) -> tuple[Any, ...] | None:
+def _signature(what: Hashable, reduction: str, input: Any, target: Any) -> tuple[Any, ...] | None:
     """What decides a plain call but where its arrays begin; None if that takes views of them."""
     library = library_of_type.get(type(input))
     if library is None or type(target) is not type(input):
         return None
     first, second = library.signature(input), library.signature(target)
-    return None if first is None or second is None else (function, reduction, *first, *second)
+    return None if first is None or second is None else (what, reduction, *first, *second)
 
 
-def _again(function: str, reduction: str, input: Any, target: Any, validate: bool, out: Any) -> tuple[Any, Any] | None:
+def _again(what: Hashable, reduction: str, input: Any, target: Any, validate: bool, out: Any) -> tuple[Any, Any] | None:
     """Results of a plain call like one before; None if there was none."""
-    signature = None if validate or out is not None else _signature(function, reduction, input, target)
+    signature = None if validate or out is not None else _signature(what, reduction, input, target)
     known = None if signature is None else _known.get(signature)
     if known is None:
         return None
@@ -396,7 +397,7 @@ def run(call: Call) -> tuple[Any, Any]:
 
 def _remember_plain(call: Call, plan: _Plan) -> None:
     x, y = cast(Any, call.input), cast(Any, call.target)
-    signature = _signature(call.function, call.reduction, x.owner, y.owner)
+    signature = _signature(call.what, call.reduction, x.owner, y.owner)
     known = None if signature is None else _known.get(signature)
     if signature is not None and (known is None or known.plan is not plan):
         # Without its array, so that no memory is kept.

@@ -15,7 +15,6 @@ from nbbce._call import (
     Call,
     Results,
     checked,
-    take_focal,
 )
 
 __all__ = [
@@ -769,8 +768,9 @@ def sigmoid_focal_loss(
         stream,
         VALUE,
         FOCAL,
+        alpha=alpha,
+        gamma=gamma,
     )
-    take_focal(call, alpha, gamma)
     return _run(call)[0]
 
 
@@ -842,6 +842,7 @@ def sigmoid_focal_loss_value_and_grad(
         VALUE_AND_GRADIENT,
         FOCAL,
         grad_output,
+        alpha=alpha,
+        gamma=gamma,
     )
-    take_focal(call, alpha, gamma)
     return _run(call)

@@ -429,6 +429,42 @@ def test_plain_call_like_one_before_is_not_checked_again_and_has_the_same_bits(f
         assert digest_of(function(x, y, reduction=reduction, validate=validate)) == digest_of(expected)
 
 
+NUMBERS = {
+    "weight": {"weight": 2.5},
+    "shares": {"pos_weight": 3, "label_smoothing": 0.1},
+    "all": {"weight": 1e-3, "pos_weight": 0.7, "label_smoothing": 0.25},
+}
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("numbers", NUMBERS.values(), ids=NUMBERS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_plain_call_with_numbers_like_one_before_is_not_checked_again(dtype, numbers, reduction, no_check):
+    expected, calls = [], []
+    for function in PLAIN:
+        for size in (300, 43_993):
+            x, y = three(size, dtype)[:2]
+            expected.append(digest_of(function(x, y, reduction=reduction, where=True, **numbers)))
+            function(x, y, reduction=reduction, **numbers)
+            calls.append(lambda f=function, x=x, y=y: f(x, y, reduction=reduction, **numbers))
+    no_check()
+    assert [digest_of(call()) for call in calls] == expected
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_focal_call_like_one_before_is_not_checked_again(dtype, reduction, no_check):
+    expected, calls = [], []
+    for function in (sigmoid_focal_loss, sigmoid_focal_loss_value_and_grad):
+        for numbers in ({}, {"alpha": None}, {"gamma": 1.5}, {"alpha": 0.75, "gamma": 3, "weight": 2}):
+            x, y = three(5003, dtype)[:2]
+            expected.append(digest_of(function(x, y, reduction=reduction, where=True, **numbers)))
+            function(x, y, reduction=reduction, **numbers)
+            calls.append(lambda f=function, n=numbers, x=x, y=y: f(x, y, reduction=reduction, **n))
+    no_check()
+    assert [digest_of(call()) for call in calls] == expected
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -444,9 +480,11 @@ def test_plain_call_like_one_before_is_not_checked_again_and_has_the_same_bits(f
         lambda x, y: ((x, y), {"validate": False}),
         lambda x, y: ((x, y), {"validate": np.True_}),
         lambda x, y: ((x, y, 1.0), {}),
+        lambda x, y: ((x, y, np.float32(1)), {}),
         lambda x, y: ((x, y), {"label_smoothing": 0}),
+        lambda x, y: ((x, y), {"pos_weight": True}),
     ],
-    ids="strided reversed order target input bytes matrix empty reduction validate flag weight smoothing".split(),
+    ids="strided reversed order target input bytes matrix empty sum validate flag weight scalar number share".split(),
 )
 def test_call_that_differs_from_one_before_is_checked(change, no_check):
     x, y = three(400, "float32")[:2]
