@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -55,6 +56,12 @@ def is_array(value: object) -> bool:
     if isinstance(value, np.ndarray):
         return True
     return hasattr(value, "__array__") and not isinstance(value, np.generic) and not isinstance(value, type)
+
+
+def is_dask(value: object) -> bool:
+    """Whether `value` is a Dask array."""
+    module = sys.modules.get("dask.array")
+    return module is not None and isinstance(value, getattr(module, "Array", ()))
 
 
 def is_on_device(value: object) -> bool:

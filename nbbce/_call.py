@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from nbbce._arrays import (
     Array,
     broadcast_strides,
     is_array,
+    is_dask,
     is_float,
     is_on_device,
     is_real,
@@ -97,6 +99,8 @@ class Call:
     """Whether the arrays are on a CUDA device; each is then a `DeviceArray`, whatever it is said to be here."""
     stream: int | None = field(default=None, init=False)
     """Handle of the stream that the caller names."""
+    origin: tuple[int, ...] | None = field(default=None, init=False)
+    """Where in an array of which these are chunks they begin."""
 
 
 # Run a plain call at once if one like it was made before, of which nothing is left to check: for NumPy arrays and for
@@ -249,22 +253,27 @@ def _broadcast(array: Array, shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(array, shape)
 
 
-def _where(function: str, value: Any, shape: tuple[int, ...]) -> tuple[Array, int]:
-    """The mask as an array of `shape`, and how many elements it keeps.
-
-    On a device they are counted by the kernel, which divides by them too: 1 stands for them here.
-    """
+def checked_mask(function: str, value: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The mask as it is, and as an array of `shape`."""
     if isinstance(value, (bool, np.bool_)):
         value = np.asarray(value)
     mask = _array(function, "where", value)
     if mask.dtype != np.bool_:
         raise TypeError(f"{function}: 'where' must be an array of bool; got {mask.dtype}")
     try:
-        wide = _broadcast(mask, shape)
+        return mask, _broadcast(mask, shape)
     except ValueError:
         raise ValueError(
             f"{function}: 'where' must broadcast to the shape of 'input', {shape}; got {mask.shape}"
         ) from None
+
+
+def _where(function: str, value: Any, shape: tuple[int, ...]) -> tuple[Array, int]:
+    """The mask as an array of `shape`, and how many elements it keeps.
+
+    On a device they are counted by the kernel, which divides by them too: 1 stands for them here.
+    """
+    mask, wide = checked_mask(function, value, shape)
     if not _is_on_host(mask):
         return wide, min(1, wide.size)
     kept = int(np.count_nonzero(mask))
@@ -531,6 +540,26 @@ def checked(
             results = again(what, reduction, input, target, of_numpy if validate is None else validate, out)
             if results is not None:
                 return results
+    operands = input, target, weight, pos_weight, where, grad_output
+    if "dask.array" in sys.modules and any(map(is_dask, operands)):
+        from nbbce import _dask
+
+        return _dask.run(
+            dict(zip(("input", "target", "weight", "pos_weight", "where", "grad_output"), operands, strict=True)),
+            out,
+            wants,
+            {"reduction": reduction, "axis": axis, "keepdims": keepdims, "dtype": dtype, "stream": stream},
+            {
+                "function": function,
+                "label_smoothing": label_smoothing,
+                "validate": validate,
+                "family": family,
+                "target_name": target_name,
+                "input_name": input_name,
+                "alpha": alpha,
+                "gamma": gamma,
+            },
+        )
     # Nearly always both are known, which saves 0.5 us.
     result = _seen.get((input.dtype, target.dtype)) if of_numpy else None
     if result is None:
@@ -649,5 +678,7 @@ def out_of_domain(call: Call, flat_index: int) -> ValueError:
     name, value = "input", call.input[index]
     if call.family or 0 <= value <= 1:
         name, value = call.target_name, call.target[index]
+    if call.origin is not None:
+        index = tuple(i + start for i, start in zip(index, call.origin, strict=True))
     place = f"[{', '.join(map(str, index))}]" if index else ""
     return ValueError(f"{call.function}: values must be in [0, 1]; got {name}{place} = {value!s}")

@@ -84,7 +84,8 @@ def binary_cross_entropy(
     input : array of float16, bfloat16, float32 or float64
         Predicted probabilities, in [0, 1].  Any shape and strides; any object with ``__array__`` that is an array, or
         an array in the memory of a CUDA device (of CuPy, PyTorch, JAX, Numba, or of who exchanges arrays by DLPack),
-        which is read where it lies.  All arrays of a call must be in one place.
+        which is read where it lies.  All arrays of a call must be in one place.  If one is a Dask array, results are
+        Dask arrays, of which nothing is computed yet, chunk by chunk.
     target : array of a real dtype, of the shape of `input`
         Wanted probabilities, in [0, 1]: labels 0 and 1 of any integer dtype or bool, or soft ones.  Converted
         element by element to the dtype of `input` (to float32, if that has 16 bits); never copied whole.
@@ -123,7 +124,7 @@ def binary_cross_entropy(
     NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
         leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; on a device an array of the
-        library of `input`, also for one number, without a gradient's history.
+        library of `input`, also for one number, without a gradient's history; of Dask arrays a lazy one.
 
     Raises
     ------
@@ -403,7 +404,7 @@ def binary_cross_entropy_with_logits(
     NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
         leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; on a device an array of the
-        library of `input`, also for one number, without a gradient's history.
+        library of `input`, also for one number, without a gradient's history; of Dask arrays a lazy one.
 
     Raises
     ------
@@ -726,7 +727,7 @@ def sigmoid_focal_loss(
     NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
         leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; on a device an array of the
-        library of `input`, also for one number, without a gradient's history.
+        library of `input`, also for one number, without a gradient's history; of Dask arrays a lazy one.
 
     Raises
     ------

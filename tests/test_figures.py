@@ -1,5 +1,6 @@
-"""The README's tables are the figures in the committed files."""
+"""The README's tables are the figures in the committed files, and its examples give what it shows."""
 
+import doctest
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,9 @@ def test_table_in_the_readme_is_what_the_committed_figures_say(command):
 @pytest.mark.parametrize("picture", sorted(path.name for path in (ROOT / "docs").glob("*.png")))
 def test_picture_is_shown_in_the_readme(picture):
     assert f"docs/{picture}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_examples_of_the_readme_give_what_it_shows():
+    outcome = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert outcome.attempted > 20
+    assert outcome.failed == 0
