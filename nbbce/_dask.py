@@ -176,7 +176,9 @@ def _map(arrays: Operands, options: dict[str, Any], dtype: Any, chunks: tuple[tu
     )
 
 
-def binary_cross_entropy_of_chunk(*parts: Any, names: tuple[str, ...], options: dict[str, Any], block_info: Any = None) -> Any:
+def binary_cross_entropy_of_chunk(
+    *parts: Any, names: tuple[str, ...], options: dict[str, Any], block_info: Any = None
+) -> Any:
     """One task.  (Dask shows its name.)"""
     call = checked(**dict(zip(names, parts, strict=True)), **options)
     if isinstance(call, Call):
