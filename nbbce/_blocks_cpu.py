@@ -119,6 +119,7 @@ PART, TALL = 4096, 64
 Y, GRADIENT_FACTOR, LOADED, FROM, UNTIL, END, BUFFERS_AT, ROOM = 6, 7, 8, 14, 15, 16, 17, 18
 SHARES_AT, WIDE_AT, ROWS_AT, TILE_AT, SCRATCH_AT, SUMS_AT = range(19, 25)
 PLACES = 25
+HEAD_ROOM = (8 * PLACES + HEADER + 63) // 64 * 64
 
 # Planes of the last two dimensions of as many elements at most are copied side by side, larger ones where memory runs
 # across them; SIDE_BY_SIDE bytes at most at a time, and few planes where each begins in the cache sets of the last, so
@@ -458,27 +459,36 @@ def add_up(call_at, places_at, start, count, suspect, _, __, ___):
     return bad
 
 
-@walker
-def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
-    """Compute the blocks from `first` to `last`; returns the flat index of the first bad element, -1, or an ask."""
-    call = array_at(call_at, SHAPE + 10 * 64, np.int64)  # NumPy has at most 64 dimensions
-    sums = array_at(sums_at, WAVE, np.float64)
-    size, step, span, window, summing = call[SIZE], call[STEP], call[SPAN], call[WINDOW], call[SUM] != 0
-    bytes_wanted, floats_wanted = call[WIDEN] != 0, call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
+@loop
+def rooms(call, size):
+    """Bytes of memory for a walk of `size` elements: of a buffer, of one for a piece, of what follows these, in all."""
+    span, window = call[SPAN], call[WINDOW]
     # Room for what is loaded at once; what MULTIPLY makes takes the place of one of its factors.
     whole = (size + HARD - 1) // HARD * HARD
     # Buffers start where cache lines do: where they did not, as malloc would have it, a sum of logits took 0.41 ns an
     # element, not 0.35.
-    room = 64 * (lesser(window * step + HARD if window > 1 else span, whole) // 8 + 1)
+    room = 64 * (lesser(window * call[STEP] + HARD if window > 1 else span, whole) // 8 + 1)
     piece_room = 64 * (lesser(span, whole) // 8 + 1)
     extra = piece_room if call[BUFFERS] < OPERANDS else 3 * piece_room + 40 * PIECE
     tile_room = 8 * PART if call[TURN] != 0 else 0
-    head = (8 * PLACES + HEADER + 63) // 64 * 64
-    memory = np.empty(128 + head + SCRATCH + call[BUFFERS] * room + extra + tile_room, np.uint8)
-    places_at = memory.ctypes.data // 64 * 64 + 64
-    places = array_at(places_at, PLACES, np.int64)
-    clear_bytes(places_at, 8 * PLACES)
-    scratch_at = places_at + head
+    return room, piece_room, extra, HEAD_ROOM + SCRATCH + call[BUFFERS] * room + extra + tile_room
+
+
+@walker
+def walk(call_at, memory_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
+    """Compute the blocks from `first` to `last`; returns the flat index of the first bad element, -1, or an ask.
+
+    In memory that starts where a cache line does (see `rooms`): a function that is called through its address cannot
+    say that there is none.
+    """
+    call = array_at(call_at, SHAPE + 10 * 64, np.int64)  # NumPy has at most 64 dimensions
+    sums = array_at(sums_at, WAVE, np.float64)
+    size, step, span, summing = call[SIZE], call[STEP], call[SPAN], call[SUM] != 0
+    bytes_wanted, floats_wanted = call[WIDEN] != 0, call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
+    room, piece_room, extra, _ = rooms(call, size)
+    places = array_at(memory_at, PLACES, np.int64)
+    clear_bytes(memory_at, 8 * PLACES)
+    places_at, scratch_at = memory_at, memory_at + HEAD_ROOM
     buffers_at = scratch_at + SCRATCH
     widened_at = buffers_at + call[BUFFERS] * room
     places[END], places[BUFFERS_AT], places[ROOM] = lesser(last * step, size), buffers_at, room
@@ -575,7 +585,6 @@ def walk(call_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
                     first_bad = at + np.int64(bad)
         if summing:
             sums[block - wave_start] = total
-    memory[0] = 0  # Numba frees an array after its last use, and the addresses taken from it are none
     return first_bad
 
 
@@ -617,18 +626,21 @@ def fill(call, arrays_id, size, loss_scale, at):
 def _begin(call, arrays_id, size, loss_scale, chunks):
     """Where the call on these arrays is (see `fill`), and its blocks.
 
-    Also memory for the sums of a wave, two sets of lanes that these are added to, what each of `chunks` threads finds,
-    and the call.
+    Also memory for the sums of a wave, two sets of lanes that these are added to, what each of `chunks` walks finds,
+    the call, and the rooms that the walks work in, and the bytes of each.
     """
-    blocks = ((size if size >= 0 else call[SIZE]) + call[STEP] - 1) // call[STEP]
+    elements = size if size >= 0 else call[SIZE]
+    blocks = (elements + call[STEP] - 1) // call[STEP]
+    room = (rooms(call, elements)[3] + 63) // 64 * 64
     held = 8 * (lesser(blocks, WAVE) + 2 * LANES)
-    memory = np.empty(held + 8 * (chunks + call.size), np.uint8)
+    memory = np.empty(held + 8 * (chunks + call.size) + 64 + chunks * room, np.uint8)
     sums_at = memory.ctypes.data
     call_at = sums_at + held + 8 * chunks
     fill(call, arrays_id, size, loss_scale, call_at)
     if blocks > 1 and call[SUM] != 0:
         clear_bytes(sums_at + held - 16 * LANES, 16 * LANES)
-    return memory, call_at, sums_at, sums_at + held, blocks
+    rooms_at = (call_at + 8 * call.size + 63) // 64 * 64
+    return memory, call_at, sums_at, sums_at + held, blocks, rooms_at, room
 
 
 @loop
@@ -663,18 +675,18 @@ def run_serial(call, arrays_id, size, loss_scale, gradient_scale):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, -1, or an ask."""
     if size >= 0 and not _are_alike(arrays_id):
         return 0.0, np.int64(NOT_ALIKE)
-    memory, call_at, sums_at, _, blocks = _begin(call, arrays_id, size, loss_scale, 0)
+    memory, call_at, sums_at, _, blocks, room_at, _ = _begin(call, arrays_id, size, loss_scale, 1)
     total, bad = 0.0, np.int64(NONE_BAD)
     if blocks > 1 and call[ADD_WAVE] < 0:
         return total, np.int64(ASKED_FOR - ADD_WAVE)
     for start in range(0, blocks, WAVE):
         stop = lesser(start + WAVE, blocks)
-        found = call_walker(call[WALK], (call_at, loss_scale, gradient_scale, start, stop, start, sums_at))
+        found = call_walker(call[WALK], (call_at, room_at, loss_scale, gradient_scale, start, stop, start, sums_at))
         if found < NONE_BAD:
             return total, found
         bad = found if bad == NONE_BAD else bad
         total = _end_wave(call, sums_at, blocks, stop - start, stop == blocks)
-    memory[0] = 0  # see `walk`
+    memory[0] = 0  # Numba frees an array after its last use, and the addresses taken from it are none
     return total, bad
 
 
@@ -683,7 +695,8 @@ def run_parallel(call, arrays_id, size, loss_scale, gradient_scale, chunks):
     """The same with the blocks of a wave dealt out to `chunks` threads in runs."""
     if size >= 0 and not _are_alike(arrays_id):
         return 0.0, np.int64(NOT_ALIKE)
-    memory, call_at, sums_at, found_at, blocks = _begin(call, arrays_id, size, loss_scale, chunks)
+    taken = _begin(call, arrays_id, size, loss_scale, chunks)
+    memory, call_at, sums_at, found_at, blocks, rooms_at, room = taken
     total, bad, walk_at = 0.0, np.int64(NONE_BAD), call[WALK]
     if blocks > 1 and call[ADD_WAVE] < 0:
         return total, np.int64(ASKED_FOR - ADD_WAVE)
@@ -693,11 +706,12 @@ def run_parallel(call, arrays_id, size, loss_scale, gradient_scale, chunks):
         for chunk in prange(chunks):
             low = start + (stop - start) * chunk // chunks
             high = start + (stop - start) * (chunk + 1) // chunks
-            found[chunk] = call_walker(walk_at, (call_at, loss_scale, gradient_scale, low, high, start, sums_at))
+            part = (call_at, rooms_at + chunk * room, loss_scale, gradient_scale, low, high, start, sums_at)
+            found[chunk] = call_walker(walk_at, part)
         for chunk in range(chunks):
             if found[chunk] < NONE_BAD:
                 return total, found[chunk]
             bad = found[chunk] if bad == NONE_BAD else bad
         total = _end_wave(call, sums_at, blocks, stop - start, stop == blocks)
-    memory[0] = 0
+    memory[0] = 0  # see `run_serial`
     return total, bad

@@ -540,12 +540,18 @@ def checked(
             results = again(what, reduction, input, target, of_numpy if validate is None else validate, out)
             if results is not None:
                 return results
-    operands = input, target, weight, pos_weight, where, grad_output
-    if "dask.array" in sys.modules and any(map(is_dask, operands)):
+    if "dask.array" in sys.modules and any(map(is_dask, (input, target, weight, pos_weight, where, grad_output))):
         from nbbce import _dask
 
         return _dask.run(
-            dict(zip(("input", "target", "weight", "pos_weight", "where", "grad_output"), operands, strict=True)),
+            {
+                "input": input,
+                "target": target,
+                "weight": weight,
+                "pos_weight": pos_weight,
+                "where": where,
+                "grad_output": grad_output,
+            },
             out,
             wants,
             {"reduction": reduction, "axis": axis, "keepdims": keepdims, "dtype": dtype, "stream": stream},

@@ -33,19 +33,24 @@ from nbbce._blocks_cpu import (
     fill,
     item_offset,
     loop,
+    rooms,
 )
 from nbbce._compile import entry
 from nbbce._generated_cpu import add_exactly, two_sum_float64
-from nbbce._primitives_cpu import call_copier, call_maker, call_walker, lesser
+from nbbce._primitives_cpu import array_at, call_copier, call_maker, call_walker, copy_bytes, lesser
 
 _lanes_of, _depth_of_columns = loop(lanes_of), loop(depth_of_columns)
 
 
 @loop
-def _part(outer, inner, group, tiles, tile_width):
-    """The call on one index of the outer dimensions and one tile of columns, and where its results start."""
+def _part(outer, inner, group, tiles, tile_width, at):
+    """The call on one index of the outer dimensions and one tile of columns, made at `at`, and where its results start.
+
+    Behind it is memory for two sets of lanes, and for a walk (see `_room`).
+    """
     index, tile = group // tiles, group % tiles
-    part = inner.copy()
+    part = array_at(at, inner.size, np.int64)
+    copy_bytes(at, inner.ctypes.data, 8 * inner.size)
     dimensions, cut = inner[DIMENSIONS], inner[CUT]
     each = 1  # columns of an index of the extent that tiles are cut from; a tile has whole ones
     for d in range(cut + 1, dimensions):
@@ -67,14 +72,35 @@ def _part(outer, inner, group, tiles, tile_width):
 
 
 @loop
+def _lanes_at(part):
+    return (part.ctypes.data + 8 * part.size + 63) // 64 * 64
+
+
+@loop
+def _walk_at(part):
+    return _lanes_at(part) + (16 * part[LENGTH] + 63) // 64 * 64
+
+
+@loop
+def _room(outer, inner, tiles, tile_width):
+    """Bytes for a part and what stands behind it: as many as the first one and the last, which is narrower, need."""
+    memory, most = np.empty(inner.size + 8, np.int64), 0
+    for tile in (0, tiles - 1):
+        part, _, _ = _part(outer, inner, tile, tiles, tile_width, memory.ctypes.data)
+        most = max(most, _walk_at(part) - memory.ctypes.data + rooms(part, part[SIZE])[3])
+    memory[0] = 0  # Numba frees an array after its last use, and the addresses taken from it are none
+    return (most + 63) // 64 * 64
+
+
+@loop
 def _segment(part, width, segment, segments, loss_scale, gradient_scale, sums, errors):
     """Add up one segment into the first `width` of `sums` and `errors`; returns the first bad element, or -1."""
     blocks, lanes = (part[SIZE] + part[STEP] - 1) // part[STEP], part[LENGTH]
-    memory = np.empty(2 * lanes)
+    memory = array_at(_lanes_at(part), 2 * lanes, np.float64)
     for j in range(2 * lanes):
         memory[j] = 0.0
     first, last = blocks * segment // segments, blocks * (segment + 1) // segments
-    run = (part.ctypes.data, loss_scale, gradient_scale, first, last, first, memory.ctypes.data)
+    run = (part.ctypes.data, _walk_at(part), loss_scale, gradient_scale, first, last, first, memory.ctypes.data)
     bad = call_walker(part[WALK], run)
     for j in range(width):
         sums[j], errors[j] = memory[j], memory[lanes + j]
@@ -106,11 +132,13 @@ def _store_columns(part, place, sums, errors):
 
 
 @loop
-def _run_pairs(outer, inner, tiles, tile_width, segments, group, low, high, loss_scale, gradient_scale, sums, errors):
+def _run_pairs(
+    outer, inner, tiles, tile_width, segments, group, low, high, loss_scale, gradient_scale, sums, errors, room_at
+):
     """Add up the pairs of a group and a segment from `low` to `high`; returns the first bad element, or -1."""
     bad = np.int64(-1)
     for pair in range(low, high):
-        part, width, _ = _part(outer, inner, group + pair // segments, tiles, tile_width)
+        part, width, _ = _part(outer, inner, group + pair // segments, tiles, tile_width, room_at)
         at = pair * tile_width
         found = _segment(
             part,
@@ -127,10 +155,10 @@ def _run_pairs(outer, inner, tiles, tile_width, segments, group, low, high, loss
 
 
 @loop
-def _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors):
+def _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors, room_at):
     """Add the segments of `count` groups and store their results."""
     for g in range(count):
-        part, width, place = _part(outer, inner, group + g, tiles, tile_width)
+        part, width, place = _part(outer, inner, group + g, tiles, tile_width, room_at)
         at = g * segments * tile_width
         total, error = sums[at : at + width], errors[at : at + width]
         for here in range(at + tile_width, at + segments * tile_width, tile_width):
@@ -155,6 +183,14 @@ def _filled(inner, arrays_id, loss_scale):
     return filled
 
 
+@loop
+def _rooms(outer, inner, tiles, tile_width, chunks):
+    """Memory for the parts of each of `chunks` walks, which is their own, and the bytes of each."""
+    room = _room(outer, inner, tiles, tile_width)
+    memory = np.empty(64 + chunks * room, np.uint8)
+    return memory, (memory.ctypes.data + 63) // 64 * 64, room
+
+
 ON_COLUMNS = "int64[::1], int64[::1], int64, int64, int64, int64, int64, float64, float64"
 
 
@@ -162,16 +198,18 @@ ON_COLUMNS = "int64[::1], int64[::1], int64, int64, int64, int64, int64, float64
 def run_columns_serial(outer, inner, arrays_id, groups, tiles, width, segments, loss_scale, gradient_scale):
     """Add up columns on this thread; returns whether an element was bad."""
     filled = _filled(inner, arrays_id, loss_scale)
+    memory, rooms_at, _ = _rooms(outer, filled, tiles, width, 1)
     wave, sums, errors = _groups_at_once(groups, width, segments)
     bad = False
     for group in range(0, groups, wave):
         count = min(wave, groups - group)
         pairs = count * segments
         found = _run_pairs(
-            outer, filled, tiles, width, segments, group, 0, pairs, loss_scale, gradient_scale, sums, errors
+            outer, filled, tiles, width, segments, group, 0, pairs, loss_scale, gradient_scale, sums, errors, rooms_at
         )
         bad = bad or found >= 0
-        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors)
+        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors, rooms_at)
+    memory[0] = 0  # see `_room`
     return bad
 
 
@@ -179,6 +217,7 @@ def run_columns_serial(outer, inner, arrays_id, groups, tiles, width, segments, 
 def run_columns_parallel(outer, inner, arrays_id, groups, tiles, width, segments, loss_scale, gradient_scale, chunks):
     """The same with the pairs of a wave dealt out to `chunks` threads in runs."""
     filled = _filled(inner, arrays_id, loss_scale)
+    memory, rooms_at, room = _rooms(outer, filled, tiles, width, chunks)
     wave, sums, errors = _groups_at_once(groups, width, segments)
     bad = np.int64(0)
     for group in range(0, groups, wave):
@@ -186,9 +225,23 @@ def run_columns_parallel(outer, inner, arrays_id, groups, tiles, width, segments
         pairs = count * segments
         for chunk in prange(chunks):
             low, high = pairs * chunk // chunks, pairs * (chunk + 1) // chunks
+            room_at = rooms_at + chunk * room
             found = _run_pairs(
-                outer, filled, tiles, width, segments, group, low, high, loss_scale, gradient_scale, sums, errors
+                outer,
+                filled,
+                tiles,
+                width,
+                segments,
+                group,
+                low,
+                high,
+                loss_scale,
+                gradient_scale,
+                sums,
+                errors,
+                room_at,
             )
             bad += found >= 0
-        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors)
+        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors, rooms_at)
+    memory[0] = 0  # see `_room`
     return bad > 0

@@ -61,7 +61,7 @@ from nbbce._blocks_cpu import (
     turn,
     walk,
 )
-from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
+from nbbce._call import FOCAL, Call, gradient_scale, has_shares, out_of_domain, remember
 from nbbce._columns_cpu import run_columns_parallel, run_columns_serial
 from nbbce._compile import Entry, Native
 from nbbce._primitives_cpu import C_CONTIGUOUS, DIMENSIONS_AT, FLAGS, HEAD, ITEMS_OF_TUPLE, ND
@@ -338,10 +338,13 @@ def _vector(
 
 # What a vector has of the numbers of a call, as bytes, in which 0 is not -0.
 _NUMBERS = struct.Struct("6d")
+_NO_NUMBERS = _NUMBERS.pack(0.0, 1.0, 1.0, 0.0, 1.0, 1.0)
 
 
 def _numbers(call: Call, shares: bool) -> bytes:
     """Label smoothing, `pos_weight`, what sums are divided by, and those of the focal loss."""
+    if not (shares or call.axes is not None or call.family == FOCAL):
+        return _NO_NUMBERS
     smoothing, positive = (call.label_smoothing, call.pos_weight_number) if shares else (0.0, 1.0)
     divisor = call.count if call.axes is not None and call.reduction == "mean" and call.counts is None else 1
     return _NUMBERS.pack(smoothing, positive, divisor, *call.focal)

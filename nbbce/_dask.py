@@ -179,7 +179,7 @@ def _map(arrays: Operands, options: dict[str, Any], dtype: Any, chunks: tuple[tu
 def binary_cross_entropy_of_chunk(
     *parts: Any, names: tuple[str, ...], options: dict[str, Any], block_info: Any = None
 ) -> Any:
-    """One task.  (Dask shows its name.)"""
+    """One task, by the name that Dask shows."""
     call = checked(**dict(zip(names, parts, strict=True)), **options)
     if isinstance(call, Call):
         call.origin = tuple(start for start, _ in block_info[0]["array-location"])

@@ -1399,8 +1399,9 @@ def fold_exactly(lanes, errors):
 
 
 @njit(error_model="numpy")
-def long_row_sums(values_at, length, out_at, count):
-    out, lanes, errors = array_at(out_at, U64(count), F64), np.empty(16), np.empty(16)
+def long_row_sums(values_at, length, out_at, count, scratch_at):
+    out = array_at(out_at, U64(count), F64)
+    lanes, errors = array_at(scratch_at, 16, F64), array_at(scratch_at + 128, 16, F64)
     for row in range(count // length):
         lanes[:] = 0.0
         errors[:] = 0.0
@@ -2542,7 +2543,7 @@ def row_sums_float32(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     \"""Sums of rows of `scale` elements.\"""
     length = I64(scale)
     if length >= 64:
-        return long_row_sums(x_at, length, out_at, count)
+        return long_row_sums(x_at, length, out_at, count, scratch_at)
     values, out = array_at(x_at, BLOCK, F64), array_at(out_at, BLOCK, F64)
     at = U64(0)
     for row in range(U64(count // length)):
@@ -2559,7 +2560,7 @@ def row_sums_float64(x_at, y_at, w_at, scale, out_at, count, scratch_at):
     \"""The same with what each addition loses.\"""
     length = I64(scale)
     if length >= 64:
-        return long_row_sums(x_at, length, out_at, count)
+        return long_row_sums(x_at, length, out_at, count, scratch_at)
     values, out = array_at(x_at, BLOCK, F64), array_at(out_at, BLOCK, F64)
     at = U64(0)
     for row in range(U64(count // length)):
