@@ -65,15 +65,16 @@ def cache_folder() -> Path | None:
     """The folder that kernels are kept in, or None for no cache.
 
     ``NBBCE_CACHE`` names another folder, or is ``0`` for none.  A folder that cannot be made or written is no
-    error: kernels are then compiled in each process.
+    error, nor is a user without a home: kernels are then compiled in each process.
     """
     setting = os.environ.get("NBBCE_CACHE", "")
     if setting == "0":
         return None
-    folder = Path(setting or platformdirs.user_cache_dir("nbbce", appauthor=False)) / _digest()
     try:
+        users = Path(setting or platformdirs.user_cache_dir("nbbce", appauthor=False))
+        folder = users.expanduser().absolute() / _digest()  # also once the process has gone elsewhere
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: "Could not determine home directory"
         return None
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 

@@ -32,7 +32,7 @@ from cuda.core.utils import StridedMemoryView
 from numba.cuda import compiler, descriptor, dispatcher, types
 
 from nbbce._blocks_cuda import kernel
-from nbbce._compile import cache_folder
+from nbbce._compile import FOLDER
 from nbbce._devices import result_of
 from nbbce._elements_cuda import ADDRESSES, NUMBERS, SIZES, THREADS, Spec
 
@@ -126,8 +126,7 @@ def code_of(ptx: str, capability: tuple[int, int]) -> bytes:
 @cache
 def _folder() -> Path | None:
     """Where compiled kernels are kept: beside those of the CPU, in a folder named by all that decides their code."""
-    beside = cache_folder()
-    if beside is None:
+    if FOLDER is None:
         return None
     digest = hashlib.sha256()
     for name in SOURCES:
@@ -137,7 +136,7 @@ def _folder() -> Path | None:
     for package in TOOLKIT:
         with contextlib.suppress(metadata.PackageNotFoundError):
             digest.update(f"{package}={metadata.version(package)}".encode())
-    folder = beside.with_name(f"cuda-{digest.hexdigest()[:16]}")
+    folder = FOLDER.with_name(f"cuda-{digest.hexdigest()[:16]}")
     try:
         folder.mkdir(exist_ok=True)
     except OSError:

@@ -224,6 +224,28 @@ def test_impossible_folder_means_no_cache(monkeypatch, tmp_path, place):
     assert _compile.cache_folder() is None
 
 
+def test_relative_folder_stays_where_it_was_when_the_process_goes_elsewhere(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = START + LOSS + f"import os\nos.chdir({str(elsewhere)!r})\nx = x.astype(np.float64)\n"
+    code += RECORDED + LOSS + "say(losses=losses)\n"
+    assert "each_loss_float64" in compiled_by(code, tmp_path, NBBCE_CACHE="kernels")
+    assert kernels_below(tmp_path / "kernels", "each_loss_float64")
+    assert files_below(elsewhere) == {}
+
+
+def test_user_without_a_home_has_no_cache_and_no_error(monkeypatch):
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(user):
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
+    for name in ("NBBCE_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert _compile.cache_folder() is None
+
+
 def test_folder_that_is_removed_while_a_process_runs_is_no_error(tmp_path, cache):
     code = START + LOSS + "import os, shutil\nshutil.rmtree(os.environ['NBBCE_CACHE'])\nx = x.astype(np.float64)\n"
     code += RECORDED + LOSS + "say(losses=losses)\n"
