@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbbce._arrays import Array, is_dask
+import numpy as np
+
+from nbbce._arrays import is_dask
 from nbbce._call import _array
 
 
-def checked_array(function: str, name: str, value: Any, dtypes: tuple[str, ...]) -> Array:
-    """`value` as an array of one of `dtypes`; anything else is a TypeError."""
-    array: Array = value if is_dask(value) else _array(function, name, value)
-    if array.dtype.name not in dtypes:
-        raise TypeError(f"{function}: {name!r} must have dtype {', '.join(dtypes)}; got {array.dtype}")
-    return array
+def dtype_of(function: str, name: str, value: Any, dtypes: tuple[str, ...]) -> np.dtype[Any]:
+    """The dtype of an array, which is one of `dtypes`; anything else is a TypeError."""
+    dtype: np.dtype[Any] = (value if is_dask(value) else _array(function, name, value)).dtype
+    if dtype.name not in dtypes:
+        raise TypeError(f"{function}: {name!r} must have dtype {', '.join(dtypes)}; got {dtype}")
+    return dtype

@@ -6,7 +6,7 @@ from typing import Any
 
 from nbbce import functional
 from nbbce._call import LOGITS, checked
-from nbbce.compat._checks import checked_array
+from nbbce.compat._checks import dtype_of
 
 __all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits"]
 
@@ -32,7 +32,7 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction:
 
     Returns
     -------
-    NumPy scalar or numpy.ndarray
+    NumPy scalar or array
         Of the dtype of `input`; with ``reduction='none'`` an array of its shape, otherwise one number.
 
     Raises
@@ -65,12 +65,12 @@ def binary_cross_entropy(input: Any, target: Any, weight: Any = None, reduction:
 
     MindSpore prints 0.38240486, which is the next float32; the exact value is 0.382404837...
     """
-    x = checked_array(_NAME, "input", input, _DTYPES)
-    y = checked_array(_NAME, "target", target, _DTYPES)
-    w = None if weight is None else checked_array(_NAME, "weight", weight, _DTYPES)
-    if y.dtype != x.dtype:
-        raise TypeError(f"{_NAME}: 'target' must have the dtype of 'input', {x.dtype}; got {y.dtype}")
-    return functional._run(checked(_NAME, x, y, w, reduction))[0]
+    wanted, got = dtype_of(_NAME, "input", input, _DTYPES), dtype_of(_NAME, "target", target, _DTYPES)
+    if weight is not None:
+        dtype_of(_NAME, "weight", weight, _DTYPES)
+    if got != wanted:
+        raise TypeError(f"{_NAME}: 'target' must have the dtype of 'input', {wanted}; got {got}")
+    return functional._run(checked(_NAME, input, target, weight, reduction))[0]
 
 
 def binary_cross_entropy_with_logits(
@@ -93,7 +93,7 @@ def binary_cross_entropy_with_logits(
 
     Returns
     -------
-    NumPy scalar or numpy.ndarray
+    NumPy scalar or array
         Of the dtype of `input`; with ``reduction='none'`` an array of its shape, otherwise one number.
 
     Raises
@@ -126,9 +126,8 @@ def binary_cross_entropy_with_logits(
 
     MindSpore prints 0.5700157, which is the float32 below; the exact value is 0.570015773...
     """
-    z = checked_array(_WITH_LOGITS, "input", input, _DTYPES_WITH_LOGITS)
-    y = checked_array(_WITH_LOGITS, "target", target, _DTYPES_WITH_LOGITS)
-    w = None if weight is None else checked_array(_WITH_LOGITS, "weight", weight, _DTYPES_WITH_LOGITS)
-    p = None if pos_weight is None else checked_array(_WITH_LOGITS, "pos_weight", pos_weight, _DTYPES_WITH_LOGITS)
-    call = checked(_WITH_LOGITS, z, y, w, reduction, family=LOGITS, pos_weight=p)
-    return functional._run(call)[0]
+    operands = {"input": input, "target": target, "weight": weight, "pos_weight": pos_weight}
+    for name, operand in operands.items():
+        if operand is not None or name in ("input", "target"):
+            dtype_of(_WITH_LOGITS, name, operand, _DTYPES_WITH_LOGITS)
+    return functional._run(checked(_WITH_LOGITS, **operands, reduction=reduction, family=LOGITS))[0]

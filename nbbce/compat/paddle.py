@@ -8,7 +8,7 @@ import numpy as np
 
 from nbbce import functional
 from nbbce._call import LOGITS, checked
-from nbbce.compat._checks import checked_array
+from nbbce.compat._checks import dtype_of
 
 __all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits"]
 
@@ -37,7 +37,7 @@ def binary_cross_entropy(
 
     Returns
     -------
-    NumPy scalar or numpy.ndarray
+    NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number; of the dtype of `input`, or
         of `weight` if that is wider.
 
@@ -66,12 +66,13 @@ def binary_cross_entropy(
     >>> print(binary_cross_entropy(input, label))
     0.65537095
     """
-    x = checked_array(_NAME, "input", input, _DTYPES)
-    y = checked_array(_NAME, "label", label, _DTYPES)
-    w = None if weight is None else checked_array(_NAME, "weight", weight, _DTYPES)
-    dtype = None if w is None else np.result_type(x, w)
-    # Our word for Paddle's `label` is `target`.
-    call = checked(_NAME, x, y, w, reduction, dtype=dtype, target_name="label")
+    dtype = dtype_of(_NAME, "input", input, _DTYPES)
+    dtype_of(_NAME, "label", label, _DTYPES)
+    if weight is not None:
+        dtype = np.result_type(dtype, dtype_of(_NAME, "weight", weight, _DTYPES))
+    # Our word for Paddle's `label` is `target`.  Without a dtype the call may be known from before.
+    own = None if weight is None else dtype
+    call = checked(_NAME, input, label, weight, reduction, dtype=own, target_name="label")
     return functional._run(call)[0]
 
 
@@ -102,7 +103,7 @@ def binary_cross_entropy_with_logits(
 
     Returns
     -------
-    NumPy scalar or numpy.ndarray
+    NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `logit`, otherwise one number; of the dtype of `logit`, or
         of `weight` if that is wider.
 
@@ -137,20 +138,21 @@ def binary_cross_entropy_with_logits(
 
     Paddle prints 0.45618808, two float32 below; the exact value is 0.456188129...
     """
-    z = checked_array(_WITH_LOGITS, "logit", logit, _DTYPES)
-    y = checked_array(_WITH_LOGITS, "label", label, _DTYPES)
-    w = None if weight is None else checked_array(_WITH_LOGITS, "weight", weight, _DTYPES)
-    p = None if pos_weight is None else checked_array(_WITH_LOGITS, "pos_weight", pos_weight, _DTYPES)
-    dtype = None if w is None else np.result_type(z, w)
+    dtype = dtype_of(_WITH_LOGITS, "logit", logit, _DTYPES)
+    dtype_of(_WITH_LOGITS, "label", label, _DTYPES)
+    if pos_weight is not None:
+        dtype_of(_WITH_LOGITS, "pos_weight", pos_weight, _DTYPES)
+    if weight is not None:
+        dtype = np.result_type(dtype, dtype_of(_WITH_LOGITS, "weight", weight, _DTYPES))
     call = checked(
         _WITH_LOGITS,
-        z,
-        y,
-        w,
+        logit,
+        label,
+        weight,
         reduction,
         family=LOGITS,
-        pos_weight=p,
-        dtype=dtype,
+        pos_weight=pos_weight,
+        dtype=None if weight is None else dtype,
         target_name="label",
         input_name="logit",
     )

@@ -10,6 +10,7 @@ from numba import cuda
 from simulator import agree, place, to_host
 
 import nbbce
+from nbbce.compat import mindspore, paddle
 
 SHAPE = (7, 9)
 
@@ -48,6 +49,17 @@ def test_every_function_and_reduction_has_the_bits_of_the_cpu(function, reductio
 def test_every_option_at_once_gives_the_bits_of_the_cpu(function, reduction, rng):
     options = every_option(rng, function, reduction)
     agree(devices.of_function(function)[0], *arrays(rng, function), reduction=reduction, **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("library", [mindspore, paddle], ids=["mindspore", "paddle"])
+def test_functions_of_other_libraries_names_have_the_bits_of_the_cpu(library, logits, reduction, rng):
+    function = library.binary_cross_entropy_with_logits if logits else library.binary_cross_entropy
+    x, y = arrays(rng, PROBABILITIES[0], kind="soft")
+    w = rng.random(SHAPE[1:], np.float32)
+    got = to_host(function(place(x), place(y), place(w), reduction))
+    devices.assert_same_bits(got, function(x, y, w, reduction))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
