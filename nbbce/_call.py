@@ -449,7 +449,7 @@ def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
                 raise TypeError(f"{function}: 'axis' must be None, an integer or a tuple of integers; got {axis!r}")
         try:
             axes = normalize_axis_tuple(axis, len(shape), allow_duplicate=True)
-        except np.exceptions.AxisError as error:
+        except (np.exceptions.AxisError, OverflowError) as error:
             raise np.exceptions.AxisError(f"{function}: 'axis' must be an axis of 'input'; got {error}") from None
         if len(set(axes)) < len(axes):
             raise ValueError(f"{function}: 'axis' must name each axis once; got {axis!r}")

@@ -695,9 +695,9 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
         bad = bool(_run(x.size, run_columns_serial, run_columns_parallel, (plan.outer, *on, *plan.cuts, *scales)))
     if call.counts is not None:
         counts = call.counts.reshape(results.shape)
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             results = results / counts if call.reduction == "mean" else results
-        results = results.astype(call.dtype)
+            results = results.astype(call.dtype)
     if own is not None and results is not own:
         own[...] = results
         results = own
@@ -711,8 +711,12 @@ def _empty(call: Call) -> Array:
 
 
 def _as_number(value: float, dtype: np.dtype[Any]) -> Any:
-    one = _ONES.get(dtype)
-    return dtype.type(value) if one is None else one * value
+    """A NumPy number; what its dtype cannot hold is infinite, without a warning, as it is in arrays."""
+    if abs(value) <= 65504.0:  # which float16 holds
+        one = _ONES.get(dtype)
+        return dtype.type(value) if one is None else one * value
+    with np.errstate(over="ignore"):
+        return dtype.type(value)
 
 
 def _number(call: Call, total: float) -> Any:

@@ -110,10 +110,10 @@ def _count(call: Call, arrays: Operands, keepdims: bool) -> Any:
     return _total(kept, _axes(call), keepdims)
 
 
-@np.errstate(divide="ignore", invalid="ignore")
-def _mean(total: Any, count: Any) -> Any:
-    """The mean of `count` losses: NaN, if there are none."""
-    return np.divide(total, count)
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")
+def _finished(total: Any, count: Any, kind: Any) -> Any:
+    """Means of `count` losses, in dtype `kind`: NaN, if there are none, and infinite, if it cannot hold them."""
+    return np.divide(total, count).astype(kind)
 
 
 def _share(scale: Any, count: Any) -> Any:
@@ -131,9 +131,9 @@ def _sum(call: Call, arrays: Operands, each: dict[str, Any]) -> Any:
     along = {"reduction": "sum", "axis": axes, "keepdims": True, "dtype": np.float64}
     total = _total(_map(operands, {**each, **along, "wants": VALUE}, np.float64, chunks), axes, keepdims)
     total = total * call.weight_number if number else total
-    if call.reduction == "mean":
-        total = da.map_blocks(_mean, total, _count(call, arrays, keepdims), dtype=total.dtype, meta=total._meta)
-    return total.astype(call.dtype)
+    count = _count(call, arrays, keepdims) if call.reduction == "mean" else 1
+    meta = meta_from_array(total._meta, dtype=call.dtype)
+    return da.map_blocks(_finished, total, count, kind=call.dtype, dtype=call.dtype, meta=meta)
 
 
 def _with_scale(call: Call, arrays: Operands) -> Operands:

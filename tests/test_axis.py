@@ -918,6 +918,13 @@ def test_axis_out_of_range_is_an_axis_error(function, reduction, axis):
         test_errors.call(function, reduction=reduction, axis=axis)
 
 
+def test_axis_that_no_integer_of_the_machine_holds_is_an_axis_error():
+    with pytest.raises(
+        np.exceptions.AxisError, match=r"\Abinary_cross_entropy: 'axis' must be an axis of 'input'; got"
+    ):
+        nbbce.binary_cross_entropy(np.zeros((2, 3)), np.zeros((2, 3)), axis=10**30)
+
+
 @functions
 def test_array_without_dimensions_has_no_axis(function):
     arrays = {"input": np.array(0.5), "target": np.array(0.5), "reduction": "sum"}

@@ -213,6 +213,12 @@ def test_csv_may_have_a_byte_order_mark_windows_lines_and_quoted_line_breaks(res
     assert result("a.csv:p", "a.csv:1")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
 
 
+@pytest.mark.parametrize("flags", [("True", "False"), ("TRUE", "FALSE"), (" true", "false ")])
+def test_csv_may_have_labels_of_bool(result, flags):
+    write_csv("a.csv", ["p", "t"], *(["0.5", flags[0]], ["0.25", flags[1]]))
+    assert result("a.csv:p", "a.csv:t")["loss"] == pytest.approx(TWO_MEAN, rel=1e-15)
+
+
 def test_pandas_reads_and_writes_the_same_csv(result):
     import pandas
 
@@ -662,6 +668,11 @@ BAD = {
         "a.csv:p",
         lambda: write_csv("a.csv", ["p", "t"], ["0.5", "1"], ["high", "0"]),
         "a.csv, line 3, column 'p': must be a number; got 'high'",
+    ),
+    "separated digits": (
+        "a.csv:p",
+        lambda: write_csv("a.csv", ["p", "t"], ["0_0.5", "1"]),
+        "a.csv, line 2, column 'p': must be a number; got '0_0.5'",
     ),
     "empty cell": (
         "a.csv.gz:0",

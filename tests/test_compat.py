@@ -12,6 +12,12 @@ import reference
 import nbbce
 from nbbce.compat import mindspore, paddle
 
+
+def test_adapters_are_where_the_readme_says():
+    assert nbbce.compat.mindspore is mindspore
+    assert nbbce.compat.paddle is paddle
+
+
 ADAPTERS = {"mindspore": mindspore.binary_cross_entropy, "paddle": paddle.binary_cross_entropy}
 DTYPES = {"mindspore": ["float16", "float32"], "paddle": ["float16", "float32", "float64"]}
 TARGETS = {"mindspore": "target", "paddle": "label"}

@@ -372,3 +372,28 @@ def test_value_of_value_and_grad_is_the_exact_one(dtype, rng):
     exact = reference.total(losses, counts)
     value, _ = binary_cross_entropy_value_and_grad(x[elements], y[elements], w[elements], "sum")
     assert reference.ulps(value, exact, dtype) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_result_that_its_dtype_cannot_hold_is_infinite_and_no_warning(dtype, reduction):
+    # The loss of 0 with label 1 is 100.  (Warnings are errors here.)
+    x, y = np.zeros((2, 3), dtype), np.ones((2, 3), bool)
+    kept = np.array([[True, False, True], [True, True, False]])
+    with np.errstate(all="raise"):
+        for sign in (1, -1):
+            for options in (
+                {},
+                {"axis": 1},
+                {"axis": 0},
+                {"keepdims": True},
+                {"where": kept},
+                {"axis": 1, "where": kept},
+            ):
+                if reduction == "none" and ("axis" in options or "keepdims" in options):
+                    continue
+                weight = sign * (1e60 if dtype == "float16" else 1e37)
+                losses = binary_cross_entropy(x, y, weight, reduction, **options)
+                assert losses.dtype == np.dtype(dtype)
+                counted = kept if reduction == "none" and "where" in options else ...
+                assert (np.asarray(losses)[counted] == sign * np.inf).all()

@@ -498,6 +498,23 @@ def test_call_that_differs_from_one_before_is_checked(change, no_check):
         binary_cross_entropy_with_logits(x, y)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("function", [*PLAIN, sigmoid_focal_loss, sigmoid_focal_loss_value_and_grad])
+def test_empty_call_after_one_of_its_dtypes_writes_nothing(function, reduction):
+    # A vector is of any size, 0 too: taken for "the size in the vector", 0 once wrote where nothing was.
+    x, y = three(400, "float64")[:2]
+    canary = np.full(400, 7.0)
+    function(x, y, reduction=reduction)
+    for options in ({}, {"validate": False}, {"weight": 2.0}):
+        results = function(x[:0], y[:0], reduction=reduction, **options)
+        for result in results if isinstance(results, tuple) else (results,):
+            assert np.size(result) == 0 or result == 0.0
+    if reduction == "none":
+        outs = [canary[:0]] * len(results) if isinstance(results, tuple) else canary[:0]
+        function(x[:0], y[:0], reduction=reduction, out=tuple(outs) if isinstance(outs, list) else outs)
+    assert (canary == 7.0).all()
+
+
 # How a function gives one array, and with what `out`.
 INTO = {
     "losses": (binary_cross_entropy, "none", lambda out: out),
