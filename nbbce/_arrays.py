@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -41,6 +41,11 @@ def kind_of(dtype: np.dtype[Any]) -> str | None:
             return None
         readable[dtype] = known
     return known
+
+
+def computed_in(dtype: np.dtype[Any]) -> str:
+    """The dtype that losses of an input of `dtype` are computed in."""
+    return "float64" if dtype.itemsize == 8 else "float32"
 
 
 def is_real(dtype: np.dtype[Any]) -> bool:
@@ -106,6 +111,16 @@ def broadcast_strides(shape: tuple[int, ...], strides: tuple[int, ...], wanted: 
         raise ValueError
     repeated = [0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True)]
     return (*(0,) * (len(wanted) - len(shape)), *repeated)
+
+
+def runs_across(steps: Sequence[int]) -> bool:
+    """Whether memory runs across the last of the dimensions with these strides, as in a transposed array."""
+    return 0 < abs(steps[-2]) < abs(steps[-1])
+
+
+def order_of_memory(strides: tuple[int, ...]) -> list[int]:
+    """The dimensions from the one whose elements are furthest apart to the one whose are nearest."""
+    return sorted(range(len(strides)), key=lambda dimension: -abs(strides[dimension]))
 
 
 def layout(

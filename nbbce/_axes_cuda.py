@@ -5,8 +5,6 @@ and the lanes), so the bits are those of the CPU, whatever the grid.  Operands a
 dimensions, reduced ones, columns, and flat indices are of that order.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 import math

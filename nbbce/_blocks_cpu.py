@@ -5,11 +5,20 @@ what the loops read; else converted, gathered or expanded into a buffer that sta
 of the generated module, and stored.  Makers and copiers are called through their addresses, so this walk is
 compiled once for all dtypes, and a process compiles only the loops that it uses.
 
+What it is cut into, from the largest to the smallest:
+
+- a wave: the blocks whose sums are held at once;
+- a window: blocks that are loaded at once, where memory runs across their rows;
+- a block: elements that are added up by themselves, whose sum is one leaf of the tree;
+- a piece, or span: the part of a block that is loaded and computed at once;
+- a lane: every so-manieth element of a block, which are added up side by side.
+
+Sums along axes know rows (what is added up to one result) and columns (rows that lie side by side in memory), tiles of
+columns and segments of rows (see _axes.py).
+
 A call is a vector of integers: the fields below, then the shape, then the strides of each operand in bytes.  It is made
 once for all arrays of these dtypes and strides, and comes with a tuple of them.
 """
-
-# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
@@ -69,7 +78,7 @@ SHARES, BLANK_SHARES, MULTIPLY = range(35, 38)
 # at once: FINISH scales their sums, STORE is the copier that stores them.
 PRODUCTS, EACH_WIDE, MARK_BAD_WIDE, ADD_UP, FINISH, STORE = range(38, 44)
 # Whether they lie within a block; elements of a row, or of the lanes that rows are added up in; address of the results
-# and bytes of each.
+# (1 until it is filled in) and bytes of each.
 BY_ROWS, LENGTH, RESULT, RESULT_ITEM = range(44, 48)
 # Labels of one byte are summed by HARD_SUM as they are: WIDEN is the copier that makes them floats where a loop
 # needs floats, and 0 says that labels are floats when loaded.
@@ -103,6 +112,7 @@ ROWS_ABREAST = 80
 CUT = 81
 DIMENSIONS = 82
 SHAPE = 83  # the shape starts here; the operands' strides follow
+MOST_FIELDS = SHAPE + 64 * (1 + OPERANDS)  # NumPy has at most 64 dimensions
 
 # Blocks whose sums are held at once (128 KiB): a sum takes no more, however many elements it has.
 WAVE = 16384
@@ -162,7 +172,7 @@ def turn(call_at, operand, index, left, dense, tile_at, _, __):
     What is converted goes column by column to `tile_at`, PART elements at most at a time, and from there to its place.
     A copier of its own, so that only calls that need it compile it.
     """
-    call = array_at(call_at, SHAPE + 10 * 64, np.int64)
+    call = array_at(call_at, MOST_FIELDS, np.int64)
     copier, transposition, item = call[COPIERS + operand], call[TRANSPOSED + operand], call[ITEMS + operand]
     inner, last = call[SHAPE + call[DIMENSIONS] - 1], SHAPE + call[DIMENSIONS] * (2 + operand) - 1
     row, step, outer = call[last - 1], call[last], call[SHAPE + call[DIMENSIONS] - 2]
@@ -243,7 +253,7 @@ def transfer(call_at, operand, start, count, buffer, tile_at, _, __):
     planes that are short, one row of each at a time, so that runs are long.  A copier of its own, so that calls in
     place do not compile it (0.3 s).
     """
-    call = array_at(call_at, SHAPE + 10 * 64, np.int64)
+    call = array_at(call_at, MOST_FIELDS, np.int64)
     copier, item, dimensions = call[COPIERS + operand], call[ITEMS + operand], call[DIMENSIONS]
     inner, outer = call[SHAPE + dimensions - 1], call[SHAPE + dimensions - 2]
     strides = SHAPE + dimensions * (1 + operand)
@@ -337,7 +347,7 @@ def load(call_at, places_at, at, count, hard, _, __, ___):
 
     A copier of its own, so that calls that read input and target in place, and nothing else, do not compile it (0.5 s).
     """
-    call, places = array_at(call_at, SHAPE + 10 * 64, np.int64), array_at(places_at, PLACES, np.int64)
+    call, places = array_at(call_at, MOST_FIELDS, np.int64), array_at(places_at, PLACES, np.int64)
     buffers_at, room, scratch_at = places[BUFFERS_AT], places[ROOM], places[SCRATCH_AT]
     if not places[FROM] <= at < places[UNTIL]:
         many = min(call[WINDOW] * call[STEP], places[END] - at) if call[WINDOW] > 1 else count
@@ -395,7 +405,7 @@ def make_results(call_at, places_at, at, count, suspect, both_made, _, __):
 
     A copier of its own, so that sums alone do not compile it (0.3 s).
     """
-    call, places = array_at(call_at, SHAPE + 10 * 64, np.int64), array_at(places_at, PLACES, np.int64)
+    call, places = array_at(call_at, MOST_FIELDS, np.int64), array_at(places_at, PLACES, np.int64)
     x, y, scratch_at = places[INPUT], places[Y], places[SCRATCH_AT]
     loss_scale = array_at(scratch_at + LOSS_SCALE_AT, 1, np.float64)[0]
     gradient_scale = array_at(scratch_at + GRADIENT_SCALE_AT, 1, np.float64)[0]
@@ -435,7 +445,7 @@ def add_up(call_at, places_at, start, count, suspect, _, __, ___):
     Those of rows that lie within the block are finished and stored.  A copier of its own, so that only calls along an
     axis compile it (0.2 s).
     """
-    call, places = array_at(call_at, SHAPE + 10 * 64, np.int64), array_at(places_at, PLACES, np.int64)
+    call, places = array_at(call_at, MOST_FIELDS, np.int64), array_at(places_at, PLACES, np.int64)
     x, y, labels, w = places[INPUT], places[Y], places[TARGET], places[WEIGHT]
     products_at, scratch_at = places[SHARES_AT], places[SCRATCH_AT]  # products are never of shares
     wide_at, rows_at, sums_at = places[WIDE_AT], places[ROWS_AT], places[SUMS_AT]
@@ -481,7 +491,7 @@ def walk(call_at, memory_at, loss_scale, gradient_scale, first, last, wave_start
     In memory that starts where a cache line does (see `rooms`): a function that is called through its address cannot
     say that there is none.
     """
-    call = array_at(call_at, SHAPE + 10 * 64, np.int64)  # NumPy has at most 64 dimensions
+    call = array_at(call_at, MOST_FIELDS, np.int64)
     sums = array_at(sums_at, WAVE, np.float64)
     size, step, span, summing = call[SIZE], call[STEP], call[SPAN], call[SUM] != 0
     bytes_wanted, floats_wanted = call[WIDEN] != 0, call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0

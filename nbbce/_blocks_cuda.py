@@ -5,8 +5,6 @@ dealt to its threads; the sums of blocks go to memory, and the last thread block
 are those of the CPU, whatever the grid.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -22,6 +22,7 @@ from nbbce._arrays import (
     FLOATS,
     Array,
     broadcast_strides,
+    computed_in,
     is_array,
     is_dask,
     is_float,
@@ -481,7 +482,7 @@ def _readable(
     x = _array(function, input_name, input)
     if not is_float(kind_of(x.dtype)):
         raise TypeError(f"{function}: {input_name!r} must have dtype {', '.join(FLOATS)}; got {x.dtype}")
-    y = _real(function, target_name, target, np.float64 if x.dtype.itemsize == 8 else np.float32)
+    y = _real(function, target_name, target, computed_in(x.dtype))
     # Without the byte order and the metadata of the input: a dtype with metadata is equal to one without.
     result = np.dtype(x.dtype.type) if type(x) is np.ndarray else x.dtype
     if type(input) is type(target) is np.ndarray and y is target:

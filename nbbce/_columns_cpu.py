@@ -1,12 +1,10 @@
 """Sums along axes by columns: rows of the last dimensions are added up, one result for each place in a row.
 
-`outer` holds the dimensions whose every index has results of its own, `inner` the reduced ones, the columns and the
-operands' addresses: calls as those of nbbce/_blocks_cpu.py, whose walk makes and adds up the losses of a block.  The
-tree depends on the numbers of rows and columns alone: rows are dealt to segments; in a segment, as many rows as fill
-the lanes (`LENGTH`) side by side are added, block after block, then folded; segments are added in order.
+`outer` holds the dimensions whose every index has results of its own, `inner` the reduced ones and the columns: calls
+as those of nbbce/_blocks_cpu.py, whose walk makes and adds up the losses of a block.  The tree depends on the numbers
+of rows and columns alone: rows are dealt to segments; in a segment, as many rows as fill the lanes (`LENGTH`) side by
+side are added, block after block, then folded; segments are added in order.
 """
-
-# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 from numba.core import config
 
 from nbbce import _call
-from nbbce._arrays import kind_of, layout
+from nbbce._arrays import computed_in, kind_of, layout, order_of_memory
 from nbbce._axes import SHORT, TILE, by_products, depth_of_columns, lanes_of, order_of, segments_of, step_of_rows
 from nbbce._axes_cuda import inverse_of
 from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
@@ -118,7 +118,7 @@ def _dense(array: DeviceArray) -> Memory:
 def _in_order_of_memory(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray]:
     """The arrays with their axes in the order of a result's memory: neighbouring threads write to neighbours."""
     result = next(arrays[name] for name in OPERANDS[6:] if name in arrays)  # an input may be broadcast: it has no order
-    axes = sorted(range(result.ndim), key=lambda axis: -abs(result.strides[axis]))
+    axes = order_of_memory(result.strides)
     if axes == list(range(result.ndim)):
         return arrays
     return {name: array.transpose(axes) for name, array in arrays.items()}
@@ -165,7 +165,7 @@ class _Launch:
             compiler.let_wait(self.stream, 1, self.device)  # what is exchanged is ordered before the default stream
         # Whom nobody tells that another stream still reads, we keep until it does not.
         self.keeps = operands if exchanged or self.stream != own else ()
-        self.computed = "float64" if x.dtype == np.float64 else "float32"
+        self.computed = computed_in(x.dtype)
         smoothing = call.label_smoothing
         self.numbers = (1.0 - smoothing, smoothing / 2, call.pos_weight_number, *call.focal)
         self.kept_at = 0

@@ -111,8 +111,8 @@ def _count(call: Call, arrays: Operands, keepdims: bool) -> Any:
 
 
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")
-def _finished(total: Any, count: Any, kind: Any) -> Any:
-    """Means of `count` losses, in dtype `kind`: NaN, if there are none, and infinite, if it cannot hold them."""
+def sum_of_chunks(total: Any, count: Any, kind: Any) -> Any:
+    """Sums over `count`, in dtype `kind`: NaN, if there are none, and infinite, if it cannot hold them."""
     return np.divide(total, count).astype(kind)
 
 
@@ -133,7 +133,7 @@ def _sum(call: Call, arrays: Operands, each: dict[str, Any]) -> Any:
     total = total * call.weight_number if number else total
     count = _count(call, arrays, keepdims) if call.reduction == "mean" else 1
     meta = meta_from_array(total._meta, dtype=call.dtype)
-    return da.map_blocks(_finished, total, count, kind=call.dtype, dtype=call.dtype, meta=meta)
+    return da.map_blocks(sum_of_chunks, total, count, kind=call.dtype, dtype=call.dtype, meta=meta)
 
 
 def _with_scale(call: Call, arrays: Operands) -> Operands:

@@ -5,8 +5,6 @@ What the spec decides is decided while the kernel is made, by the functions that
 and a compiled kernel holds nothing that its call does not need.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -258,7 +256,8 @@ def _writer(spec: Spec, name: str, width: int) -> Any:
 
 def masked_of(spec: Spec) -> Any:
     """A function that puts what costs nothing where the mask is False."""
-    T, blank = np.dtype(spec.computed).type, np.dtype(spec.computed).type(-1e30 if spec.family else 0.0)
+    T = np.dtype(spec.computed).type
+    blank = T(formulas.BLANK_LOGIT if spec.family else 0.0)
     if spec.where is None:
 
         @device

@@ -181,6 +181,8 @@ MOST_GAMMA = 1e300  # as a factor, so that no slope is infinite
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 BITS_OF_LEAST_SCALE, BITS_OF_MOST_SCALE = U64(0x3C30000000000000), U64(0x43B0000000000000)
+# The logit where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite one makes no NaN.
+BLANK_LOGIT = -1e30
 
 # -log(1-t) = t + t^2 Q(t), t in [0, 1/2]; error relative to -log(1-t).
 # Largest error of the fit: 7.0e-6.

@@ -4,8 +4,6 @@ Each is one LLVM instruction or a cast, or moves memory in whole vectors.  None 
 neither contract nor re-associate what the formulas spell out: that is what makes the bits equal on every machine.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 from collections.abc import Iterable

@@ -9,8 +9,6 @@ Under Numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1) each has a body in plain P
 the host, and a formula is the compiled one of the CPU.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 import ctypes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import nbbce
-from nbbce import _blocks_cpu, _columns_cpu, _compile, _cpu
+from nbbce import _blocks_cpu, _columns_cpu, _compile, _vectors_cpu
 
 COMMON = (
     "binary_cross_entropy",
@@ -63,7 +63,7 @@ def make(name: str, dtype: str, target: str, options: dict[str, Any]) -> None:
 
 def compile_more() -> None:
     """Compile what other labels, more elements or more threads need: the calls made have few of each."""
-    _cpu.compile_all()
+    _vectors_cpu.compile_all()
     for serial, parallel in (
         (_blocks_cpu.run_serial, _blocks_cpu.run_parallel),
         (_columns_cpu.run_columns_serial, _columns_cpu.run_columns_parallel),

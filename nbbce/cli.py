@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 import nbbce
-from nbbce._arrays import Array, is_real
+from nbbce._arrays import FLOATS, Array, is_real
 from nbbce._files import Problem, Source, is_file_name, one_line, read_array
 
 # Elements that are computed at a time: enough to keep every thread busy, and a few dozen MiB.
@@ -32,7 +32,6 @@ CHUNK = 1 << 22
 # Elements that are computed before the clock starts, which loads or compiles the kernels, the parallel one as well.
 WARM_UP = 1 << 17
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 Index = tuple[slice, ...]
 

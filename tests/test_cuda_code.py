@@ -342,6 +342,15 @@ def test_text_of_every_formula_is_that_of_the_cpu():
     assert {name.split("_float")[0] for name in own} == {"factor", "larger", "soft_bits_of", *rows}
 
 
+def test_numbers_that_decide_the_tree_are_those_of_the_cpu():
+    from nbbce import _generated_cpu, _generated_cuda
+
+    cpu, device = ({n: v for n, v in vars(m).items() if n.isupper()} for m in (_generated_cpu, _generated_cuda))
+    shared = cpu.keys() & device.keys()
+    assert {"BLOCK", "PIECE", "LANES", "HARD", "PRODUCTS_32", "DEPTH_64", "LEAST_HARD_SUM_32", "BLANK_LOGIT"} <= shared
+    assert {name for name in shared if cpu[name] != device[name]} == set()
+
+
 # ------------------------------------------------------------------------------------------------------------ the cache
 DIGESTS = """
 import hashlib, sys

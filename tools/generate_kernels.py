@@ -3,7 +3,7 @@
     python tools/generate_kernels.py            write the modules
     python tools/generate_kernels.py --check    exit 1 if a committed module is not what would be written
 
-To change a formula, change its row in `FORMULAS`; a new family is new rows and, where it makes something new, a
+To change a formula, change its row in `formulas()`; a new family is new rows and, where it makes something new, a
 template.  A target is a row in `TARGETS`: every target is given the same formula text, so that they give the
 same bits; what differs is the module that its primitives come from and the templates around the formulas.
 The coefficients come from tools/coefficients.json, which tools/minimax.py fits.
@@ -174,6 +174,8 @@ MOST_GAMMA = 1e300  # as a factor, so that no slope is infinite
 # Between these a scale is multiplied with in float32, beyond them in float64: no step of it over- or underflows.
 LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
 BITS_OF_LEAST_SCALE, BITS_OF_MOST_SCALE = U64({bits(np.float64(2.0**-60))}), U64({bits(np.float64(2.0**60))})
+# The logit where a mask leaves an element out: with y = 0 it costs exactly nothing.  A finite one makes no NaN.
+BLANK_LOGIT = -1e30
 """
 
 LEGEND = """\
@@ -1542,7 +1544,6 @@ class Family(NamedTuple):
     input_is_checked: bool  # a logit may be any number
     terms: tuple[str, ...]  # what its terms_float32 returns
     makes: tuple[str, ...]
-    blank: str
 
     def lanes_of_terms(self, start: int) -> str:
         """The float32 lanes of the terms in the scratch memory, behind `start` bytes a lane."""
@@ -1563,8 +1564,8 @@ class Family(NamedTuple):
 
 
 FAMILIES = (
-    Family("", True, ("t", "q", "e", "log_m"), ("loss", "gradient"), "0.0"),
-    Family("logits_", False, ("r", "s", "power", "h"), ("loss", "gradient", "hessian"), "-1e30"),
+    Family("", True, ("t", "q", "e", "log_m"), ("loss", "gradient")),
+    Family("logits_", False, ("r", "s", "power", "h"), ("loss", "gradient", "hessian")),
 )
 
 
