@@ -114,7 +114,8 @@ def binary_cross_entropy(
         device an array of the library of `input`.
     validate : bool, default: True, on a device False
         Whether a value outside [0, 1], or NaN, is an error.  If not, it gives NaN.  The look costs no second pass,
-        unless `out` is given; on a device it costs one, and the host waits for it.
+        unless `out` is given; on a device it costs one, and the host waits for it.  Looked at is what is computed
+        with: a label of ``1 + 1e-9`` is 1 to a float32 input.
     stream : stream or int, optional
         For arrays on a CUDA device: the stream, or its handle, that the work is put on; by default the one that is
         current in the arrays' library.
@@ -150,7 +151,7 @@ def binary_cross_entropy(
     -----
     The rule of -100 is that of PyTorch and Paddle: a loss is never above ``100 * w``.  Single losses are within 2 ULP
     of the exact value, float32 sums and means within 1; the bits depend neither on the number of threads nor on
-    the memory layout.
+    the memory layout.  What the dtype of the result cannot hold is infinite, without a warning.
 
     Examples
     --------
