@@ -470,8 +470,11 @@ def add_up(call_at, places_at, start, count, suspect, _, __, ___):
 
 
 @loop
-def rooms(call, size):
-    """Bytes of memory for a walk of `size` elements: of a buffer, of one for a piece, of what follows these, in all."""
+def sizes_of_memory(call, size):
+    """Bytes of memory for a walk of `size` elements: of a buffer, of one for a piece, of what follows these, in all.
+
+    All of them are multiples of 64.
+    """
     span, window = call[SPAN], call[WINDOW]
     # Room for what is loaded at once; what MULTIPLY makes takes the place of one of its factors.
     whole = (size + HARD - 1) // HARD * HARD
@@ -488,14 +491,14 @@ def rooms(call, size):
 def walk(call_at, memory_at, loss_scale, gradient_scale, first, last, wave_start, sums_at):
     """Compute the blocks from `first` to `last`; returns the flat index of the first bad element, -1, or an ask.
 
-    In memory that starts where a cache line does (see `rooms`): a function that is called through its address cannot
-    say that there is none.
+    In memory that starts where a cache line does (see `sizes_of_memory`), and is given to it: a function that is called
+    through its address cannot say that there is none.
     """
     call = array_at(call_at, MOST_FIELDS, np.int64)
     sums = array_at(sums_at, WAVE, np.float64)
     size, step, span, summing = call[SIZE], call[STEP], call[SPAN], call[SUM] != 0
     bytes_wanted, floats_wanted = call[WIDEN] != 0, call[EACH_LOSS] != 0 or call[EACH_GRADIENT] != 0
-    room, piece_room, extra, _ = rooms(call, size)
+    room, piece_room, extra, _ = sizes_of_memory(call, size)
     places = array_at(memory_at, PLACES, np.int64)
     clear_bytes(memory_at, 8 * PLACES)
     places_at, scratch_at = memory_at, memory_at + HEAD_ROOM
@@ -634,23 +637,24 @@ def fill(call, arrays_id, size, loss_scale, at):
 
 @loop
 def _begin(call, arrays_id, size, loss_scale, chunks):
-    """Where the call on these arrays is (see `fill`), and its blocks.
+    """Make what a call on these arrays needs; an entry can say that there is no memory, and what it calls cannot.
 
-    Also memory for the sums of a wave, two sets of lanes that these are added to, what each of `chunks` walks finds,
-    the call, and the rooms that the walks work in, and the bytes of each.
+    Returns the memory, and where in it are the call (see `fill`), the sums of a wave (two sets of lanes that these are
+    added to follow), and what each of `chunks` walks finds; the number of blocks; and where the memory of the first
+    walk begins, and the bytes of each.
     """
     elements = size if size >= 0 else call[SIZE]
     blocks = (elements + call[STEP] - 1) // call[STEP]
-    room = (rooms(call, elements)[3] + 63) // 64 * 64
+    each = (sizes_of_memory(call, elements)[3] + 63) // 64 * 64
     held = 8 * (lesser(blocks, WAVE) + 2 * LANES)
-    memory = np.empty(held + 8 * (chunks + call.size) + 64 + chunks * room, np.uint8)
+    memory = np.empty(held + 8 * (chunks + call.size) + 64 + chunks * each, np.uint8)
     sums_at = memory.ctypes.data
     call_at = sums_at + held + 8 * chunks
     fill(call, arrays_id, size, loss_scale, call_at)
     if blocks > 1 and call[SUM] != 0:
         clear_bytes(sums_at + held - 16 * LANES, 16 * LANES)
-    rooms_at = (call_at + 8 * call.size + 63) // 64 * 64
-    return memory, call_at, sums_at, sums_at + held, blocks, rooms_at, room
+    walks_at = (call_at + 8 * call.size + 63) // 64 * 64
+    return memory, call_at, sums_at, sums_at + held, blocks, walks_at, each
 
 
 @loop
@@ -685,13 +689,13 @@ def run_serial(call, arrays_id, size, loss_scale, gradient_scale):
     """Walk all blocks on this thread; returns the sum and the flat index of the first bad element, -1, or an ask."""
     if size >= 0 and not _are_alike(arrays_id):
         return 0.0, np.int64(NOT_ALIKE)
-    memory, call_at, sums_at, _, blocks, room_at, _ = _begin(call, arrays_id, size, loss_scale, 1)
+    memory, call_at, sums_at, _, blocks, walk_at, _ = _begin(call, arrays_id, size, loss_scale, 1)
     total, bad = 0.0, np.int64(NONE_BAD)
     if blocks > 1 and call[ADD_WAVE] < 0:
         return total, np.int64(ASKED_FOR - ADD_WAVE)
     for start in range(0, blocks, WAVE):
         stop = lesser(start + WAVE, blocks)
-        found = call_walker(call[WALK], (call_at, room_at, loss_scale, gradient_scale, start, stop, start, sums_at))
+        found = call_walker(call[WALK], (call_at, walk_at, loss_scale, gradient_scale, start, stop, start, sums_at))
         if found < NONE_BAD:
             return total, found
         bad = found if bad == NONE_BAD else bad
@@ -706,8 +710,8 @@ def run_parallel(call, arrays_id, size, loss_scale, gradient_scale, chunks):
     if size >= 0 and not _are_alike(arrays_id):
         return 0.0, np.int64(NOT_ALIKE)
     taken = _begin(call, arrays_id, size, loss_scale, chunks)
-    memory, call_at, sums_at, found_at, blocks, rooms_at, room = taken
-    total, bad, walk_at = 0.0, np.int64(NONE_BAD), call[WALK]
+    memory, call_at, sums_at, found_at, blocks, walks_at, each = taken
+    total, bad, walk_address = 0.0, np.int64(NONE_BAD), call[WALK]
     if blocks > 1 and call[ADD_WAVE] < 0:
         return total, np.int64(ASKED_FOR - ADD_WAVE)
     found = array_at(found_at, chunks, np.int64)
@@ -716,8 +720,8 @@ def run_parallel(call, arrays_id, size, loss_scale, gradient_scale, chunks):
         for chunk in prange(chunks):
             low = start + (stop - start) * chunk // chunks
             high = start + (stop - start) * (chunk + 1) // chunks
-            part = (call_at, rooms_at + chunk * room, loss_scale, gradient_scale, low, high, start, sums_at)
-            found[chunk] = call_walker(walk_at, part)
+            part = (call_at, walks_at + chunk * each, loss_scale, gradient_scale, low, high, start, sums_at)
+            found[chunk] = call_walker(walk_address, part)
         for chunk in range(chunks):
             if found[chunk] < NONE_BAD:
                 return total, found[chunk]

@@ -31,7 +31,7 @@ from nbbce._blocks_cpu import (
     fill,
     item_offset,
     loop,
-    rooms,
+    sizes_of_memory,
 )
 from nbbce._compile import entry
 from nbbce._generated_cpu import add_exactly, two_sum_float64
@@ -44,7 +44,7 @@ _lanes_of, _depth_of_columns = loop(lanes_of), loop(depth_of_columns)
 def _part(outer, inner, group, tiles, tile_width, at):
     """The call on one index of the outer dimensions and one tile of columns, made at `at`, and where its results start.
 
-    Behind it is memory for two sets of lanes, and for a walk (see `_room`).
+    Behind it is memory for two sets of lanes, and for a walk (see `_bytes_of_part`).
     """
     index, tile = group // tiles, group % tiles
     part = array_at(at, inner.size, np.int64)
@@ -80,12 +80,15 @@ def _walk_at(part):
 
 
 @loop
-def _room(outer, inner, tiles, tile_width):
-    """Bytes for a part and what stands behind it: as many as the first one and the last, which is narrower, need."""
+def _bytes_of_part(outer, inner, tiles, tile_width):
+    """Bytes for a part and what stands behind it: as many as the first one and the last, which is narrower, need.
+
+    Measured from where a cache line need not begin, and rounded up to lines, as all that follows a part is of lines.
+    """
     memory, most = np.empty(inner.size + 8, np.int64), 0
     for tile in (0, tiles - 1):
         part, _, _ = _part(outer, inner, tile, tiles, tile_width, memory.ctypes.data)
-        most = max(most, _walk_at(part) - memory.ctypes.data + rooms(part, part[SIZE])[3])
+        most = max(most, _walk_at(part) - memory.ctypes.data + sizes_of_memory(part, part[SIZE])[3])
     memory[0] = 0  # Numba frees an array after its last use, and the addresses taken from it are none
     return (most + 63) // 64 * 64
 
@@ -131,12 +134,12 @@ def _store_columns(part, place, sums, errors):
 
 @loop
 def _run_pairs(
-    outer, inner, tiles, tile_width, segments, group, low, high, loss_scale, gradient_scale, sums, errors, room_at
+    outer, inner, tiles, tile_width, segments, group, low, high, loss_scale, gradient_scale, sums, errors, part_at
 ):
     """Add up the pairs of a group and a segment from `low` to `high`; returns the first bad element, or -1."""
     bad = np.int64(-1)
     for pair in range(low, high):
-        part, width, _ = _part(outer, inner, group + pair // segments, tiles, tile_width, room_at)
+        part, width, _ = _part(outer, inner, group + pair // segments, tiles, tile_width, part_at)
         at = pair * tile_width
         found = _segment(
             part,
@@ -153,10 +156,10 @@ def _run_pairs(
 
 
 @loop
-def _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors, room_at):
+def _finish_groups(outer, inner, tiles, tile_width, segments, group, count, sums, errors, part_at):
     """Add the segments of `count` groups and store their results."""
     for g in range(count):
-        part, width, place = _part(outer, inner, group + g, tiles, tile_width, room_at)
+        part, width, place = _part(outer, inner, group + g, tiles, tile_width, part_at)
         at = g * segments * tile_width
         total, error = sums[at : at + width], errors[at : at + width]
         for here in range(at + tile_width, at + segments * tile_width, tile_width):
@@ -182,11 +185,11 @@ def _filled(inner, arrays_id, loss_scale):
 
 
 @loop
-def _rooms(outer, inner, tiles, tile_width, chunks):
+def _memory_of_parts(outer, inner, tiles, tile_width, chunks):
     """Memory for the parts of each of `chunks` walks, which is their own, and the bytes of each."""
-    room = _room(outer, inner, tiles, tile_width)
-    memory = np.empty(64 + chunks * room, np.uint8)
-    return memory, (memory.ctypes.data + 63) // 64 * 64, room
+    each = _bytes_of_part(outer, inner, tiles, tile_width)
+    memory = np.empty(64 + chunks * each, np.uint8)
+    return memory, (memory.ctypes.data + 63) // 64 * 64, each
 
 
 ON_COLUMNS = "int64[::1], int64[::1], int64, int64, int64, int64, int64, float64, float64"
@@ -196,18 +199,18 @@ ON_COLUMNS = "int64[::1], int64[::1], int64, int64, int64, int64, int64, float64
 def run_columns_serial(outer, inner, arrays_id, groups, tiles, width, segments, loss_scale, gradient_scale):
     """Add up columns on this thread; returns whether an element was bad."""
     filled = _filled(inner, arrays_id, loss_scale)
-    memory, rooms_at, _ = _rooms(outer, filled, tiles, width, 1)
+    memory, parts_at, _ = _memory_of_parts(outer, filled, tiles, width, 1)
     wave, sums, errors = _groups_at_once(groups, width, segments)
     bad = False
     for group in range(0, groups, wave):
         count = min(wave, groups - group)
         pairs = count * segments
         found = _run_pairs(
-            outer, filled, tiles, width, segments, group, 0, pairs, loss_scale, gradient_scale, sums, errors, rooms_at
+            outer, filled, tiles, width, segments, group, 0, pairs, loss_scale, gradient_scale, sums, errors, parts_at
         )
         bad = bad or found >= 0
-        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors, rooms_at)
-    memory[0] = 0  # see `_room`
+        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors, parts_at)
+    memory[0] = 0  # see `_bytes_of_part`
     return bad
 
 
@@ -215,7 +218,7 @@ def run_columns_serial(outer, inner, arrays_id, groups, tiles, width, segments, 
 def run_columns_parallel(outer, inner, arrays_id, groups, tiles, width, segments, loss_scale, gradient_scale, chunks):
     """The same with the pairs of a wave dealt out to `chunks` threads in runs."""
     filled = _filled(inner, arrays_id, loss_scale)
-    memory, rooms_at, room = _rooms(outer, filled, tiles, width, chunks)
+    memory, parts_at, each = _memory_of_parts(outer, filled, tiles, width, chunks)
     wave, sums, errors = _groups_at_once(groups, width, segments)
     bad = np.int64(0)
     for group in range(0, groups, wave):
@@ -223,7 +226,7 @@ def run_columns_parallel(outer, inner, arrays_id, groups, tiles, width, segments
         pairs = count * segments
         for chunk in prange(chunks):
             low, high = pairs * chunk // chunks, pairs * (chunk + 1) // chunks
-            room_at = rooms_at + chunk * room
+            part_at = parts_at + chunk * each
             found = _run_pairs(
                 outer,
                 filled,
@@ -237,9 +240,9 @@ def run_columns_parallel(outer, inner, arrays_id, groups, tiles, width, segments
                 gradient_scale,
                 sums,
                 errors,
-                room_at,
+                part_at,
             )
             bad += found >= 0
-        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors, rooms_at)
-    memory[0] = 0  # see `_room`
+        _finish_groups(outer, filled, tiles, width, segments, group, count, sums, errors, parts_at)
+    memory[0] = 0  # see `_bytes_of_part`
     return bad > 0

@@ -17,6 +17,7 @@ from nbbce import functional
 from nbbce._arrays import is_dask
 from nbbce._call import GRADIENT, GRADIENT_AND_HESSIAN, VALUE, Call, Results, Wants, checked, checked_mask
 
+FACTORS = ("weight", "pos_weight", "grad_output")
 Operands = dict[str, Any]  # by name; after `_in_chunks` Dask arrays, numbers, and None for what a call does not have
 
 
@@ -36,6 +37,10 @@ def run(operands: Operands, out: Any, wants: Wants, whole: dict[str, Any], each:
     call = checked(**stands, where=True, wants=wants, reduction=stand, **whole, **each)
     assert isinstance(call, Call)
     call.reduction = reduction
+    for name in FACTORS:
+        if is_dask(operands[name]):  # no number, also one of no dimensions: nobody knows it yet
+            setattr(call, name, stands[name])
+            setattr(call, f"{name}_number", 1.0)
     if mask is not None:
         checked_mask(function, mask, call.input.shape)
     arrays = _in_chunks(call, operands)
@@ -67,11 +72,14 @@ def _in_chunks(call: Call, operands: Operands) -> Operands:
     chunks = like[0] if like else da.core.normalize_chunks("auto", shape, dtype=call.input.dtype)
     arrays: Operands = {}
     for name, operand in operands.items():
-        is_number = name in ("weight", "pos_weight", "grad_output") and getattr(call, name) is None
-        known = operand is None or is_number or (name == "where" and operand is True)
-        if name == "grad_output" and not known and call.reduction != "none":
-            operand = _along_axes(call, operand)
-        arrays[name] = (None if operand is True else operand) if known else _rechunked(operand, chunks)
+        if operand is None or (name == "where" and operand is True):
+            arrays[name] = None
+        elif name in FACTORS and getattr(call, name) is None:
+            arrays[name] = operand  # a number
+        elif name == "grad_output" and call.reduction != "none":
+            arrays[name] = _rechunked(_along_axes(call, operand), chunks)
+        else:
+            arrays[name] = _rechunked(operand, chunks)
     return arrays
 
 
@@ -111,14 +119,15 @@ def _count(call: Call, arrays: Operands, keepdims: bool) -> Any:
 
 
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")
-def sum_of_chunks(total: Any, count: Any, kind: Any) -> Any:
-    """Sums over `count`, in dtype `kind`: NaN, if there are none, and infinite, if it cannot hold them."""
-    return np.divide(total, count).astype(kind)
+def sum_of_chunks(total: Any, number: float, count: Any, kind: Any) -> Any:
+    """Sums times `number`, over `count`, in dtype `kind`: NaN over nothing, infinite where that cannot hold them."""
+    return np.divide(total * number, count).astype(kind)
 
 
-def _share(scale: Any, count: Any) -> Any:
+@np.errstate(invalid="ignore", over="ignore")
+def _share(grad_output: Any, number: float, count: Any) -> Any:
     """What each of `count` losses has of a gradient: nothing, if there are none."""
-    return scale / np.where(count == 0, np.inf, count)
+    return np.multiply(grad_output, number, dtype=np.float64) / np.where(count == 0, np.inf, count)
 
 
 def _sum(call: Call, arrays: Operands, each: dict[str, Any]) -> Any:
@@ -126,14 +135,14 @@ def _sum(call: Call, arrays: Operands, each: dict[str, Any]) -> Any:
     x, axes = arrays["input"], _axes(call)
     keepdims = len(call.result_shape) == x.ndim
     chunks = tuple((1,) * len(c) if d in axes else c for d, c in enumerate(x.chunks))
-    number = call.weight is None  # multiplies the sum, as it does elsewhere
-    operands = {**arrays, "grad_output": None} | ({"weight": None} if number else {})
+    by_number = call.weight is None  # which the sum is multiplied with, as it is elsewhere
+    operands = {**arrays, "grad_output": None} | ({"weight": None} if by_number else {})
     along = {"reduction": "sum", "axis": axes, "keepdims": True, "dtype": np.float64}
     total = _total(_map(operands, {**each, **along, "wants": VALUE}, np.float64, chunks), axes, keepdims)
-    total = total * call.weight_number if number else total
+    number = call.weight_number if by_number else 1.0
     count = _count(call, arrays, keepdims) if call.reduction == "mean" else 1
     meta = meta_from_array(total._meta, dtype=call.dtype)
-    return da.map_blocks(sum_of_chunks, total, count, kind=call.dtype, dtype=call.dtype, meta=meta)
+    return da.map_blocks(sum_of_chunks, total, number, count, kind=call.dtype, dtype=call.dtype, meta=meta)
 
 
 def _with_scale(call: Call, arrays: Operands) -> Operands:
@@ -141,22 +150,21 @@ def _with_scale(call: Call, arrays: Operands) -> Operands:
     if call.reduction == "none":
         return arrays
     count = _count(call, arrays, True) if call.reduction == "mean" else 1
-    scale = call.grad_output_number
+    number = call.grad_output_number
     if call.weight is None:  # in the order of `gradient_scale`
-        arrays, scale = {**arrays, "weight": None}, call.weight_number * scale
-    if not isinstance(count, int):
-        scale = da.map_blocks(_share, scale, count, dtype=np.float64, meta=count._meta.astype(np.float64))
-    elif count != 1:
-        scale = scale / count if count else 0.0
-    if call.grad_output is not None:
-        scale = arrays["grad_output"].astype(np.float64) * scale
-    return {**arrays, "grad_output": _rechunked(scale, arrays["input"].chunks) if is_dask(scale) else scale}
+        arrays, number = {**arrays, "weight": None}, call.weight_number * number
+    if call.grad_output is None and isinstance(count, int):
+        return {**arrays, "grad_output": number / count if count else 0.0}
+    grad_output = 1.0 if call.grad_output is None else arrays["grad_output"]
+    meta = meta_from_array(arrays["input"]._meta, dtype=np.float64)
+    share = da.map_blocks(_share, grad_output, number, count, dtype=np.float64, meta=meta)
+    return {**arrays, "grad_output": _rechunked(share, arrays["input"].chunks)}
 
 
 def _each(call: Call, arrays: Operands, each: dict[str, Any], wants: Wants) -> Any:
     """The loss, gradient or hessian of each element."""
     options = {**each, "reduction": "none", "dtype": call.dtype, "wants": wants}
-    if wants is VALUE:
+    if wants == VALUE:
         arrays = {**arrays, "grad_output": None}
     return _map(arrays, options, call.dtype, arrays["input"].chunks)
 

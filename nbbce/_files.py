@@ -190,7 +190,7 @@ def _find_bad_line(path: Path, names: list[str], position: int) -> None:
 def _number(text: str) -> float:
     """The number that a cell holds."""
     flag = FLAGS.get(text.strip())
-    if flag is None and "_" in text:  # which Python takes for a separator
+    if flag is None and ("_" in text or not text.isascii()):  # which Python takes for a separator, and for digits
         raise ValueError
     return float(text) if flag is None else flag
 

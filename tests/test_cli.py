@@ -674,6 +674,11 @@ BAD = {
         lambda: write_csv("a.csv", ["p", "t"], ["0_0.5", "1"]),
         "a.csv, line 2, column 'p': must be a number; got '0_0.5'",
     ),
+    "other digits": (
+        "a.csv:p",
+        lambda: write_csv("a.csv", ["p", "t"], ["True", "1"], ["\u0661", "1"]),
+        "a.csv, line 3, column 'p': must be a number; got '\u0661'",
+    ),
     "empty cell": (
         "a.csv.gz:0",
         lambda: write_csv("a.csv.gz", ["p", "t"], ["", "1"]),

@@ -1,5 +1,6 @@
 """Dask arrays: lazy, chunk by chunk, and the same answers as of NumPy arrays."""
 
+import inspect
 import pickle
 
 import numpy as np
@@ -152,11 +153,34 @@ def test_grad_output_is_that_of_each_result(keepdims, reduction, lazy, rng):
     shape = (6, 10) if reduction == "none" else (6, 1) if keepdims else (6,)
     along = {} if reduction == "none" else {"axis": 1, "keepdims": keepdims}
     for grad_output in (rng.random(shape), 3.0):
-        given = da.from_array(grad_output, 2) if lazy and np.ndim(grad_output) else grad_output
+        given = da.from_array(np.asarray(grad_output), 2) if lazy else grad_output
         options = {"reduction": reduction, **along}
         result = nbbce.binary_cross_entropy_grad(lazy_x, lazy_y, grad_output=given, **options)
         wanted = nbbce.binary_cross_entropy_grad(x, y, grad_output=grad_output, **options)
         np.testing.assert_array_max_ulp(result.compute(), wanted, maxulp=2)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("name", ["weight", "pos_weight", "grad_output"])
+@pytest.mark.parametrize("function", EVERY, ids=lambda function: function.__name__)
+def test_number_that_is_not_known_yet_is_a_factor_like_another(function, name, reduction, rng):
+    if name not in inspect.signature(function).parameters:
+        pytest.skip("has no such factor")
+    x, y, lazy_x, lazy_y = chunked((6, 10), (4, 3), (6, 10), "float32", rng)
+    factor = da.from_array(np.full(4, 3.0), 2).mean()
+    results = function(lazy_x, lazy_y, reduction=reduction, **{name: factor})
+    for result, wanted in pairs(results, function(x, y, reduction=reduction, **{name: 3.0})):
+        check(result, wanted, same_bits=False)
+
+
+def test_result_that_its_dtype_cannot_hold_is_infinite_and_no_warning():
+    x = da.from_array(np.full((4, 4), 1e-7), 2)
+    one = np.ones((4, 4))
+    for options in ({"reduction": "sum"}, {"axis": 0}, {}):
+        assert (nbbce.binary_cross_entropy(x, one, 1e308, **options).compute() == np.inf).all()
+    gradient = nbbce.binary_cross_entropy_grad(x, one, 1e308, axis=0, grad_output=da.full(4, 1e10))
+    assert (gradient.compute() == -np.inf).all()
+    assert nbbce.binary_cross_entropy(x.astype("float16"), one, 1e6).compute() == np.float16(np.inf)
 
 
 def test_nothing_is_computed_before_it_is_asked_for_and_a_chunk_is_loaded_once_for_all_results():
@@ -193,7 +217,7 @@ def test_any_operand_makes_the_results_lazy(rng):
     check(nbbce.binary_cross_entropy(x, y, lazy_row, "none"), expected, same_bits=True)
 
 
-def test_graph_travels_to_other_processes(rng):
+def test_results_may_be_sent_elsewhere_before_they_are_computed(rng):
     x = da.from_array(rng.random(20), 7)
     mean = pickle.loads(pickle.dumps(nbbce.binary_cross_entropy(x, x)))
     assert mean.compute() == nbbce.binary_cross_entropy(x, x).compute()
