@@ -1,6 +1,6 @@
 """Binary cross-entropy on arrays, where the arrays live."""
 
-from nbbce import compat
+from nbbce import compat as compat
 from nbbce.functional import (
     binary_cross_entropy,
     binary_cross_entropy_grad,
@@ -23,7 +23,6 @@ __all__ = [
     "binary_cross_entropy_with_logits_grad",
     "binary_cross_entropy_with_logits_grad_and_hess",
     "binary_cross_entropy_with_logits_value_and_grad",
-    "compat",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_value_and_grad",
 ]

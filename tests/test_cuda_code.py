@@ -474,12 +474,14 @@ def test_folder_that_cannot_be_written_costs_a_compilation_in_each_process_alone
 
 @needs_compiler
 def test_cache_setting_of_0_keeps_no_kernel(monkeypatch, tmp_path):
-    from nbbce import _compile_cuda
+    from nbbce import _compile, _compile_cuda
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NBBCE_CACHE", "0")
+    monkeypatch.setattr(_compile_cuda, "FOLDER", _compile.cache_folder())
     assert _compile_cuda._folder.__wrapped__() is None
     monkeypatch.setenv("NBBCE_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setattr(_compile_cuda, "FOLDER", _compile.cache_folder())
     folder = _compile_cuda._folder.__wrapped__()
     assert folder.parent == tmp_path / "kernels"
     assert re.fullmatch("cuda-[0-9a-f]{16}", folder.name)
