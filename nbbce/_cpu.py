@@ -34,7 +34,6 @@ from nbbce._vectors_cpu import (
     plan_of_axes,
     vector_in_order,
     vector_of,
-    with_numbers,
 )
 
 # Above this many elements the parallel loop is the faster of the two: on two threads the serial one was at 16384 (10.6
@@ -206,7 +205,7 @@ def _pass(
         vector = _flat_vectors.get(key)
         if vector is None:
             made = vector_of(call, arrays[:OPERANDS], True, summing, check, shares)
-            vector = remember(_flat_vectors, key, with_numbers(made, key[-1]), MOST_VECTORS)
+            vector = remember(_flat_vectors, key, made, MOST_VECTORS)
     else:
         weights = (None, None) if check else (call.weight, call.pos_weight)
         grad_output = None if gradient is None else call.grad_output
@@ -215,7 +214,6 @@ def _pass(
         vector = _laid_out_vectors.get(key)
         if vector is None:
             made = vector_in_order(call, arrays[:OPERANDS], summing, check, shares)
-            made = with_numbers(made, numbers_of(call, shares))
             vector = remember(_laid_out_vectors, key, made, MOST_VECTORS)
     arguments = (*_on(vector, arrays), x.size if is_flat else -1, call.weight_number, scale)
     total, found = _run(x.size, run_serial, run_parallel, arguments)

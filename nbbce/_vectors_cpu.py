@@ -95,12 +95,6 @@ from nbbce._compile import Native
 # (500 rows of 20,000: 13.7 ms, 27.8 by windows; of 1000 rows of 10,000 it is 24 to 14).
 WINDOW_ACROSS, NARROW, LONG, LONGEST = 8, 64, 1024, 4 * generated.BLOCK
 
-# The numbers of a call that asks for none, by family.
-DEFAULTS = {
-    family: (1.0, 0.0, 1.0, 1.0, 1.0, blank, 0.0, 1.0, 1.0)
-    for family, blank in (("", 0.0), ("logits_", generated.BLANK_LOGIT), ("focal_", generated.BLANK_LOGIT))
-}
-
 # Kernels that a call may turn out to need, by the numbers that stand for their addresses until they are compiled.
 _later: dict[int, Native] = {}
 
@@ -219,6 +213,20 @@ def _set_kernels(
         put(STORE, f"copy_float64_to_{kind_of(call.dtype) if call.counts is None else 'float64'}")
 
 
+# What a vector has of the numbers of a call, as bytes, in which 0 is not -0.
+_NUMBERS = struct.Struct("6d")
+_NO_NUMBERS = _NUMBERS.pack(0.0, 1.0, 1.0, 0.0, 1.0, 1.0)
+
+
+def numbers_of(call: Call, shares: bool) -> bytes:
+    """Label smoothing, `pos_weight`, what sums are divided by, and those of the focal loss."""
+    if not (shares or call.axes is not None or call.family == FOCAL):
+        return _NO_NUMBERS
+    smoothing, positive = (call.label_smoothing, call.pos_weight_number) if shares else (0.0, 1.0)
+    divisor = call.count if call.axes is not None and call.reduction == "mean" and call.counts is None else 1
+    return _NUMBERS.pack(smoothing, positive, divisor, *call.focal)
+
+
 def vector_of(
     call: Call,
     operands: tuple[Array | None, ...],
@@ -230,7 +238,7 @@ def vector_of(
     apart: int | None = None,
     products: bool = True,
 ) -> Array:
-    """The call as the block walker reads it (see _blocks_cpu.py), but for addresses, and for numbers (`with_numbers`).
+    """The call as the block walker reads it (see _blocks_cpu.py), but for addresses.
 
     `flat`: contiguous operands, walked as one row.  `along`, `products`: as of `_set_kernels`.  `apart`: the dimension
     that tiles of columns are cut from.  What it depends on beside arguments, shape, dtypes and strides is the family,
@@ -300,33 +308,14 @@ def vector_of(
     if summing:
         vector[ADD_WAVE] = _on_demand(add_wave)
     numbers = vector.view(np.float64)
-    numbers[KEEP : ALPHA_OF_0 + 1] = DEFAULTS[call.family]
-    if not (call.family or summing or along or operands[LOSS] is not None):
+    smoothing, *numbers[[POSITIVE, DIVISOR, GAMMA, ALPHA, ALPHA_OF_0]] = _NUMBERS.unpack(numbers_of(call, shares))
+    numbers[KEEP], numbers[HALF] = 1.0 - smoothing, smoothing / 2
+    if call.family:
+        numbers[BLANK_INPUT] = generated.BLANK_LOGIT
+    elif not (summing or along or operands[LOSS] is not None):
         numbers[BLANK_INPUT] = BLANK_OF_GRADIENT
     vector[CUT], vector[DIMENSIONS] = cut, len(extents)
     return np.concatenate((vector, extents, *steps))
-
-
-# What a vector has of the numbers of a call, as bytes, in which 0 is not -0.
-_NUMBERS = struct.Struct("6d")
-_NO_NUMBERS = _NUMBERS.pack(0.0, 1.0, 1.0, 0.0, 1.0, 1.0)
-
-
-def numbers_of(call: Call, shares: bool) -> bytes:
-    """Label smoothing, `pos_weight`, what sums are divided by, and those of the focal loss."""
-    if not (shares or call.axes is not None or call.family == FOCAL):
-        return _NO_NUMBERS
-    smoothing, positive = (call.label_smoothing, call.pos_weight_number) if shares else (0.0, 1.0)
-    divisor = call.count if call.axes is not None and call.reduction == "mean" and call.counts is None else 1
-    return _NUMBERS.pack(smoothing, positive, divisor, *call.focal)
-
-
-def with_numbers(vector: Array, numbers: bytes) -> Array:
-    """The vector with these numbers of a call in it."""
-    filled = vector.view(np.float64)
-    smoothing, *filled[[POSITIVE, DIVISOR, GAMMA, ALPHA, ALPHA_OF_0]] = _NUMBERS.unpack(numbers)
-    filled[KEEP], filled[HALF] = 1.0 - smoothing, smoothing / 2
-    return vector
 
 
 def vector_in_order(call: Call, arrays: tuple[Array | None, ...], summing: bool, check: bool, shares: bool) -> Array:
@@ -379,10 +368,8 @@ def plan_of_axes(
     operands = tuple(None if a is None else np.asarray(a).transpose((*outer, *axes, *columns)) for a in arrays)
     width = math.prod(x.shape[d] for d in columns)
     groups = math.prod(x.shape[d] for d in outer)
-    numbers = numbers_of(call, shares)
     if by_rows:
         vector = vector_of(call, operands, False, False, False, shares, "row", products=rows >= SHORT)
-        with_numbers(vector, numbers)
         vector[STEP] = vector[SPAN] = step_of_rows(rows)
         _fit_window(vector)
         vector[BY_ROWS], vector[LENGTH] = 1, rows
@@ -391,7 +378,6 @@ def plan_of_axes(
     tiles = -(-width // tile)
     first = tuple(None if a is None else a[(0,) * len(outer)] for a in operands)
     inner = vector_of(call, first, False, False, False, shares, "column", apart=len(axes) if tiles > 1 else None)
-    with_numbers(inner, numbers)
     lanes = lanes_of(tile)
     inner[LENGTH], inner[STEP] = lanes, lanes * depth_of_columns(lanes, bool(inner[PRODUCTS]))
     inner[SPAN] = inner[STEP]
