@@ -77,6 +77,8 @@ class Call:
     """Whether the arrays, the reduction, `validate` and numbers are all there is to it; on a device, without these."""
     what: Hashable = field(default=None, init=False)
     """Of a plain call the function, and its numbers if there are any."""
+    asked: Asked | None = field(default=None, init=False)
+    """On a device, what `again_on_device` is asked for calls like this one; None if there are none like it."""
     target_name: str = field(default="target", init=False)
     weight: Array | None = field(default=None, init=False)
     weight_number: float = field(default=1.0, init=False)
@@ -104,14 +106,14 @@ class Call:
     """Where in an array of which these are chunks they begin."""
 
 
-# Run a plain call at once if one like it was made before, of which nothing is left to check: for NumPy arrays and for
-# others, by function and numbers, reduction, arrays, whether values are looked at, and `out`.  What comes back is what
-# `run` gives; None if there was none like it, or if there is an error to be named.  nbbce._cpu and nbbce._cuda put them
-# here.
+# Run a call at once if one like it was made before, of which nothing is left to check.  What comes back is what `run`
+# gives; None if there was none like it, or if there is an error to be named.  nbbce._cpu and nbbce._cuda put them here.
 Results = tuple[Any, Any]
-Again = Callable[[Hashable, str, Any, Any, bool, Any], Results | None]
-again_on_host: Again | None = None
-again_on_device: Again | None = None
+# A plain call of NumPy arrays, by function and numbers, reduction, arrays, whether values are looked at, and `out`.
+again_on_host: Callable[[Hashable, str, Any, Any, bool, Any], Results | None] | None = None
+# Of arrays elsewhere: what is asked for, operands that are arrays, numbers or None, and `out`.
+Asked = tuple[Hashable, tuple[Any, ...], Any]
+again_on_device: Callable[[Asked], Results | None] | None = None
 
 
 def _describe(value: object) -> str:
@@ -471,6 +473,16 @@ def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
         call.count = int(call.counts.min()) if call.counts.size else 0
 
 
+def _are_comparable(numbers: tuple[Any, ...], axis: Any, keepdims: Any, dtype: Any) -> bool:
+    """Whether a call that asks for the same is one with equal arguments: 1 is equal to True, which is no axis."""
+    return (
+        all([type(number) in NUMBERS for number in numbers])
+        and type(axis) in (int, type(None))
+        and type(keepdims) is bool
+        and (dtype is None or isinstance(dtype, (np.dtype, type, str)))
+    )
+
+
 # Pairs of dtypes that NumPy arrays had in calls before, and the dtype of their results.
 _seen: dict[tuple[np.dtype[Any], np.dtype[Any]], np.dtype[Any]] = {}
 
@@ -535,10 +547,21 @@ def checked(
             and weight != 0  # whose sign is in the results' bits, and not in what is remembered
             and pos_weight != 0
         )
-    if is_plain and type(reduction) is str and stream is None and (validate is None or type(validate) is bool):
-        again = again_on_host if of_numpy else again_on_device
-        if again is not None:
-            results = again(what, reduction, input, target, of_numpy if validate is None else validate, out)
+    asked: Asked | None = None
+    if of_numpy:
+        is_known = is_plain and type(reduction) is str and stream is None
+        if is_known and (validate is None or type(validate) is bool) and again_on_host is not None:
+            results = again_on_host(what, reduction, input, target, validate is not False, out)
+            if results is not None:
+                return results
+    elif type(reduction) is str and stream is None and (validate is None or validate is False):
+        if is_plain and is_bare:
+            asked = ((function, reduction), (input, target), out)
+        elif _are_comparable((label_smoothing, alpha, gamma), axis, keepdims, dtype):
+            what = (function, reduction, label_smoothing, alpha, gamma, axis, keepdims, dtype)
+            asked = (what, (input, target, weight, pos_weight, grad_output, where), out)
+        if asked is not None and again_on_device is not None:
+            results = again_on_device(asked)
             if results is not None:
                 return results
     if "dask.array" in sys.modules and any(map(is_dask, (input, target, weight, pos_weight, where, grad_output))):
@@ -586,7 +609,7 @@ def checked(
         call.target_name = target_name
     if family:
         call.family, call.wants_hessian = family, wants.hessian
-    call.is_plain, call.what = is_plain and (out is None or of_numpy), what
+    call.is_plain, call.what, call.asked = is_plain and (out is None or of_numpy), what, asked
     if is_plain and is_bare and out is None:
         if stream is not None or not (on_host and isinstance(y, np.ndarray)):
             _take_place(call, stream)

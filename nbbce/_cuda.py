@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Hashable
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
@@ -18,8 +17,8 @@ from nbbce import _call
 from nbbce._arrays import computed_in, kind_of, layout, order_of_memory
 from nbbce._axes import SHORT, TILE, by_products, depth_of_columns, lanes_of, order_of, segments_of, step_of_rows
 from nbbce._axes_cuda import inverse_of
-from nbbce._call import Call, gradient_scale, has_shares, out_of_domain, remember
-from nbbce._device_arrays import DeviceArray, Library, library_of_type, view_of_result
+from nbbce._call import Asked, Call, gradient_scale, has_shares, out_of_domain, remember
+from nbbce._device_arrays import DeviceArray, library_of_type, view_of_result
 from nbbce._elements_cuda import NUMBERS, OPERANDS, THREADS, WARP, Memory, Spec
 from nbbce._generated_cuda import BLOCK, LEAST_SCALE, MOST_SCALE, PIECE
 
@@ -49,35 +48,33 @@ MOST_REMEMBERED = 1000
 _kernels: dict[tuple[Any, ...], tuple[Any, int, int, tuple[int, ...]]] = {}
 
 
-class _Plan(NamedTuple):
+class _Known(NamedTuple):
     """What a call launched, for calls like it: addresses are all that differs."""
 
     kernel: Any
     grid: int
     threads: int
     arguments: tuple[Any, ...]
-    outputs: tuple[tuple[int, int, tuple[int, ...]], ...]
-    """For each result: its place in (value, gradient, hessian), that of its address among the arguments, its shape."""
     blocks: int
     """Blocks whose sums need room; 0 if they need none."""
-
-
-_plans: dict[tuple[Any, ...], _Plan] = {}
-
-
-class _Known(NamedTuple):
-    """A plain call that was made before."""
-
-    plan: _Plan
     like: DeviceArray
     """How its input lay in memory."""
     dtype: np.dtype[Any]
+    """That of its results."""
     wants_hessian: bool
+    spans: tuple[tuple[int, int], ...]
+    """Of each operand and each of the caller's own results, from where to where it reaches around its address."""
+    own: tuple[tuple[int, int], ...]
+    """Of each of the caller's own, its place in (value, gradient, hessian) and that of its address among arguments."""
+    made: tuple[tuple[int, int, tuple[int, ...]], ...]
+    """The same of each other result, and its shape."""
 
 
-# Plain calls by function, reduction and the signatures of their arrays: to check one takes half of its time.
+# Calls by what they ask for, and by all that their arrays are but for where they begin: to check one and to find its
+# kernel takes three quarters of its time.
 _known: dict[tuple[Any, ...], _Known] = {}
 SUMS_AT = len(OPERANDS) + 1  # the address of sums among the arguments; that of the counter is next
+FIRST_RESULT = 6  # of `OPERANDS`
 
 
 def _memories(arrays: dict[str, DeviceArray]) -> tuple[dict[str, Memory], tuple[int, ...], int]:
@@ -340,28 +337,77 @@ class _Launch:
             self._run(kernel, grid, THREADS, arrays, result, places, groups * width, scales, layout)
 
 
-def _signature(what: Hashable, reduction: str, input: Any, target: Any) -> tuple[Any, ...] | None:
-    """What decides a plain call but where its arrays begin; None if that takes views of them."""
-    library = library_of_type.get(type(input))
-    if library is None or type(target) is not type(input):
+def _outs_of(out: Any) -> tuple[Any, ...]:
+    """The caller's own results, as they are asked for."""
+    return tuple(each for each in out if each is not None) if type(out) is tuple else (out,)
+
+
+def _as_asked(asked: Asked) -> tuple[tuple[Any, ...], list[int]] | None:
+    """What decides a call but where its arrays begin, and where; None if that takes views of them."""
+    what, operands, out = asked
+    kind = type(operands[0])
+    library = library_of_type.get(kind)
+    if library is None:
         return None
-    first, second = library.signature(input), library.signature(target)
-    return None if first is None or second is None else (what, reduction, *first, *second)
+    if out is not None:
+        given = tuple(each is not None for each in out) if type(out) is tuple else None
+        what, operands = (what, given), (*operands, *_outs_of(out))
+    made, addresses, place_of = [what], [], library.place
+    for array in operands:
+        if type(array) is kind or library_of_type.get(type(array)) is library:
+            place = place_of(array)
+            if place is None:
+                return None
+            addresses.append(place[0])
+            made.append(place[1])
+        elif type(array) in _call.NUMBERS and array != 0:  # whose sign is in the results' bits, and not in a key
+            addresses.append(0)
+            made.append(array)
+        else:
+            return None
+    return tuple(made), addresses
 
 
-def _again(what: Hashable, reduction: str, input: Any, target: Any, validate: bool, out: Any) -> tuple[Any, Any] | None:
-    """Results of a plain call like one before; None if there was none."""
-    signature = None if validate or out is not None else _signature(what, reduction, input, target)
-    known = None if signature is None else _known.get(signature)
+def _again(asked: Asked) -> tuple[Any, Any] | None:
+    """Results of a call like one before; None if there was none, or if there is an error to be named."""
+    found = _as_asked(asked)
+    if found is None:
+        return None
+    known = _known.get(found[0])
     if known is None:
         return None
-    plan, like, dtype, wants_hessian = known
-    address = like.library.address
-    x = like.moved(address(input), input)
-    results = _run_again(plan, x, (x.address, address(target)), (None, None, None), dtype)
-    if results is None:
-        return None
-    return (results[1], results[2]) if wants_hessian else (results[0], results[1])
+    addresses, arguments, results = found[1], [*known.arguments], [None, None, None]
+    operands = asked[1]
+    arguments[: len(operands)] = addresses[: len(operands)]
+    if known.own:
+        if _overlap(known.spans, addresses, len(operands)):
+            return None
+        for (k, place), out, address in zip(known.own, _outs_of(asked[2]), addresses[len(operands) :], strict=True):
+            results[k], arguments[place] = out, address
+    x = known.like.moved(addresses[0], operands[0])
+    library, device = x.library, x.device
+    with compiler.on_device(device):
+        stream = library.stream(device)
+        for k, place, shape in known.made:
+            results[k] = array = library.empty(shape, known.dtype, x, stream)
+            arguments[place] = address = library.address(array)
+            if address % 16 != known.arguments[place] % 16:
+                return None
+        if known.blocks:
+            counter_at = _room(known.blocks, x, stream)
+            arguments[SUMS_AT : SUMS_AT + 2] = counter_at + 8, counter_at
+        compiler.run(known.kernel, device, stream, known.grid, known.threads, arguments)
+    return (results[1], results[2]) if known.wants_hessian else (results[0], results[1])
+
+
+def _overlap(spans: tuple[tuple[int, int], ...], addresses: list[int], read: int) -> bool:
+    """Whether an array behind the first `read`, which is written, has memory in common with one before it."""
+    extents = [(at + low, at + high) for (low, high), at in zip(spans, addresses, strict=True)]
+    return any(
+        low < high_of_other and low_of_other < high
+        for k, (low, high) in enumerate(extents[read:], read)
+        for low_of_other, high_of_other in extents[:k]
+    )
 
 
 _call.again_on_device = _again
@@ -369,40 +415,49 @@ _call.again_on_device = _again
 
 def run(call: Call) -> tuple[Any, Any]:
     """Value and gradient of a call, or gradient and hessian; None for what is not wanted."""
-    key = _key_of(call)
-    plan = None if key is None else _plans.get(key)
-    results: Any = None
-    if plan is not None:
-        addresses = tuple([None if array is None else array.address for array in _operands(call)])
-        results = _run_again(plan, cast(Any, call.input), addresses, _outs(call), call.dtype)
-    if results is None:
-        launch = _Launch(call)
-        with compiler.on_device(launch.device):
-            if call.stream is None:
+    launch = _Launch(call)
+    with compiler.on_device(launch.device):
+        if call.stream is None:
+            results = _run(call, launch)
+        else:
+            with launch.library.on_stream(launch.stream, launch.device):
                 results = _run(call, launch)
-            else:
-                with launch.library.on_stream(launch.stream, launch.device):
-                    results = _run(call, launch)
-            if launch.keeps:
-                compiler.keep_until_done(launch.device, launch.stream, launch.keeps)
-            if key is not None:
-                plan = remember(_plans, key, _plan_of(call, launch, results), MOST_REMEMBERED)
-            finished, stream = launch.library.finished, launch.stream
-            results = [None if array is None else finished(array, stream) for array in results]
-    if plan is not None and call.is_plain:
-        _remember_plain(call, plan)
-    value, gradient, hessian = results
+        if launch.keeps:
+            compiler.keep_until_done(launch.device, launch.stream, launch.keeps)
+        if call.asked is not None and len(launch.launched) == 1:
+            _remember(call, launch, results)
+        finished, stream = launch.library.finished, launch.stream
+        value, gradient, hessian = (None if array is None else finished(array, stream) for array in results)
     return (gradient, hessian) if call.wants_hessian else (value, gradient)
 
 
-def _remember_plain(call: Call, plan: _Plan) -> None:
-    x, y = cast(Any, call.input), cast(Any, call.target)
-    signature = _signature(call.what, call.reduction, x.owner, y.owner)
-    known = None if signature is None else _known.get(signature)
-    if signature is not None and (known is None or known.plan is not plan):
-        # Without its array, so that no memory is kept.
-        known = _Known(plan, x.moved(0, None), call.dtype, call.wants_hessian)
-        remember(_known, signature, known, MOST_REMEMBERED)
+def _remember(call: Call, launch: _Launch, results: tuple[Any, Any, Any]) -> None:
+    """Keep what was launched for calls that are alike."""
+    asked = cast(Asked, call.asked)
+    found = _as_asked(asked)
+    if found is None:
+        return
+    ((kernel, grid, threads, arguments),) = launch.launched
+    loss, gradient, hessian = range(FIRST_RESULT, len(OPERANDS))
+    at = (loss if call.reduction == "none" else len(OPERANDS), gradient, hessian)
+    shapes = (call.input.shape if call.reduction == "none" else call.result_shape, call.input.shape, call.input.shape)
+    outs = [(k, array) for k, array in enumerate(_outs(call)) if array is not None]
+    arrays = (*_operands(call)[: len(asked[1])], *(array for _, array in outs))
+    owned = [k for k, _ in outs]
+    known = _Known(
+        kernel,
+        grid,
+        threads,
+        arguments,
+        -(-call.input.size // BLOCK) if arguments[SUMS_AT] else 0,
+        cast(Any, call.input).moved(0, None),  # without its array, so that no memory is kept
+        call.dtype,
+        call.wants_hessian,
+        tuple((0, 0) if array is None else (array.footprint.low, array.footprint.high) for array in arrays),
+        tuple((k, at[k]) for k in owned),
+        tuple((k, at[k], shapes[k]) for k, array in enumerate(results) if array is not None and k not in owned),
+    )
+    remember(_known, found[0], known, MOST_REMEMBERED)
 
 
 def _operands(call: Call) -> tuple[Any, ...]:
@@ -414,72 +469,6 @@ def _operands(call: Call) -> tuple[Any, ...]:
 def _outs(call: Call) -> tuple[Any, ...]:
     """The caller's own arrays for the results."""
     return call.value_out, call.gradient_out, call.hessian_out
-
-
-def _key_of(call: Call) -> tuple[Any, ...] | None:
-    """What decides all of a launch but addresses; None for calls that take several, a wait, or numbers of their own."""
-    x = cast(Any, call.input)
-    if call.validate or call.stream is not None or call.axes is not None or x.size == 0:
-        return None
-    arrays = _operands(call)
-    if not call.is_plain:
-        numbers = call.weight_number == call.pos_weight_number == call.grad_output_number == 1.0
-        if not numbers or call.label_smoothing != 0.0 or call.family == "focal_":
-            return None
-        if call.where is not None and call.reduction == "mean":
-            return None
-        arrays += _outs(call)
-    wants = (call.wants_value, call.wants_gradient, call.wants_hessian)
-    made = [call.family, wants, call.reduction, call.dtype, call.result_shape, x.library.name, x.device, x.shape]
-    for array in arrays:
-        if array is None:
-            made.append(None)
-        elif array.library.exchanges:
-            return None
-        else:
-            made += (array.dtype, array.strides, array.address & 15)
-    return tuple(made)
-
-
-def _plan_of(call: Call, launch: _Launch, results: tuple[Any, ...]) -> _Plan:
-    """What was launched, for calls that are alike."""
-    ((kernel, grid, threads, arguments),) = launch.launched
-    places = ["result" if call.reduction != "none" else "loss", "gradient", "hessian"]
-    addresses = [*OPERANDS, "result"]
-    outputs = tuple(
-        (k, addresses.index(place), call.result_shape if place == "result" else call.input.shape)
-        for k, (place, array) in enumerate(zip(places, results, strict=True))
-        if array is not None
-    )
-    blocks = -(-call.input.size // BLOCK) if arguments[SUMS_AT] else 0
-    return _Plan(kernel, grid, threads, arguments, outputs, blocks)
-
-
-def _run_again(
-    plan: _Plan, x: DeviceArray, addresses: tuple[int | None, ...], outs: tuple[Any, ...], dtype: np.dtype[Any]
-) -> list[Any] | None:
-    """Results of a call like one before, of operands at `addresses`; None if new arrays do not lie as those did."""
-    library: Library = x.library
-    arguments, results = [*plan.arguments], [None, None, None]
-    for place, address in enumerate(addresses):
-        if address is not None:
-            arguments[place] = address
-    with compiler.on_device(x.device):
-        stream = library.stream(x.device)
-        for k, place, shape in plan.outputs:
-            own = outs[k]
-            if own is not None:
-                results[k], arguments[place] = own.owner, own.address
-                continue
-            results[k] = array = library.empty(shape, dtype, x, stream)
-            arguments[place] = address = library.address(array)
-            if address % 16 != plan.arguments[place] % 16:
-                return None
-        if plan.blocks:
-            counter_at = _room(plan.blocks, x, stream)
-            arguments[SUMS_AT : SUMS_AT + 2] = counter_at + 8, counter_at
-        compiler.run(plan.kernel, x.device, stream, plan.grid, plan.threads, arguments)
-    return results
 
 
 def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:

@@ -162,8 +162,8 @@ class Library:
         """Where the array begins."""
         return self.view(array).address
 
-    def signature(self, array: Any) -> tuple[Any, ...] | None:
-        """All that decides a view but where the array begins; None if that cannot be told sooner than by a view."""
+    def place(self, array: Any) -> tuple[int, tuple[Any, ...]] | None:
+        """Where the array begins, and all else that decides what is launched for it; None if that takes a view."""
         return None
 
     def stream(self, device: int) -> int:
@@ -228,12 +228,12 @@ class Torch(Library):
     def address(self, array: Any) -> int:
         return int(array.data_ptr())
 
-    def signature(self, array: Any) -> tuple[Any, ...] | None:
+    def place(self, array: Any) -> tuple[int, tuple[Any, ...]] | None:
         try:
             address = array.data_ptr()
             if address == 0 or array.is_neg():
                 return None
-            return array.dtype, array.shape, array.stride(), array.get_device(), address & 15
+            return address, (array.dtype, array.shape, array.stride(), array.get_device(), address & 15)
         except RuntimeError:  # of a sparse tensor
             return None
 
@@ -295,8 +295,9 @@ class Cupy(Library):
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
 
-    def signature(self, array: Any) -> tuple[Any, ...] | None:
-        return array.dtype, array.shape, array.strides, array.device.id, array.data.ptr & 15
+    def place(self, array: Any) -> tuple[int, tuple[Any, ...]] | None:
+        address = int(array.data.ptr)
+        return address, (array.dtype, array.shape, array.strides, array.device.id, address & 15)
 
     def stream(self, device: int) -> int:
         with self.cupy.cuda.Device(device):
@@ -328,6 +329,10 @@ class Numba(Library):
         else:
             address, device = array.device_ctypes_pointer.value or 0, array.gpu_data.context.device.id
         return DeviceArray(address, array.shape, array.strides, array.dtype, device, self, array)
+
+    def place(self, array: Any) -> tuple[int, tuple[Any, ...]] | None:
+        seen = self.view(array)
+        return seen.address, (seen.dtype, seen.shape, seen.strides, seen.device, seen.address & 15)
 
     def stream(self, device: int) -> int:
         return 0

@@ -119,8 +119,9 @@ class Ours(_device_arrays.Library):
         address = array.values.ctypes.data
         return _device_arrays.DeviceArray(address, array.shape, array.strides, array.dtype, 0, self, array)
 
-    def signature(self, array: Any) -> tuple[Any, ...]:
-        return array.dtype, array.shape, array.values.strides, array.values.ctypes.data & 15
+    def place(self, array: Any) -> tuple[int, tuple[Any, ...]]:
+        address = array.values.ctypes.data
+        return address, (array.dtype, array.shape, array.values.strides, address & 15)
 
     def stream(self, device: int) -> int:
         return 0
@@ -141,7 +142,7 @@ def installed(capability: tuple[int, int] = (9, 0)) -> Iterator[Driver]:
     with pytest.MonkeyPatch.context() as patch:
         driver = Driver(capability)
         patch.setattr(_cuda, "compiler", driver)
-        for name in ("_kernels", "_plans", "_known", "_rooms"):
+        for name in ("_kernels", "_known", "_rooms"):
             patch.setattr(_cuda, name, {})
         patch.setattr(_device_arrays, "is_available", lambda: True)
         patch.setitem(_device_arrays.library_of_type, Array, Ours())

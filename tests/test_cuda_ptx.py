@@ -555,6 +555,48 @@ def test_plain_call_like_one_before_is_not_checked_again_and_has_the_bits_of_the
             assert_same_bits(one.copy_to_host(), np.asarray(other))
 
 
+def test_call_with_options_like_one_before_is_not_checked_again_and_has_the_bits_of_the_cpu(device, no_check, rng):
+    x, y = pair((37, 50))
+    weight, where, grad_output = rng.random(50), rng.random((37, 1)) < 0.5, rng.random((37, 50))
+    asked = [
+        (LOSS, {"weight": weight, "reduction": "sum", "where": where}),
+        (LOSS, {"weight": 2.0, "label_smoothing": 0.25}),
+        (LOSS, {"axis": 1, "dtype": "float64", "keepdims": True}),
+        (BOTH, {"pos_weight": weight, "grad_output": grad_output, **NONE}),
+        (FOCAL, {"gamma": 3}),
+    ]
+    calls = []
+    for function, options in asked:
+        expected = as_tuple(function(x, y, **options))
+        there = {name: place(v) if isinstance(v, np.ndarray) else v for name, v in options.items()}
+        calls.append((function, (place(x), place(y)), there, expected))
+        function(*calls[-1][1], **there)
+    no_check()
+    for function, arrays, options, expected in calls:
+        for one, other in zip(as_tuple(function(*arrays, **options)), expected, strict=True):
+            assert_same_bits(one.copy_to_host(), np.asarray(other))
+
+
+def test_call_into_arrays_like_one_before_is_not_checked_again_unless_they_overlap(device, no_check):
+    x, y = pair((37, 50))
+    a, b = place(x), place(y)
+    expected = BOTH(x, y, **NONE)
+    outs = tuple(place(np.zeros_like(x)) for _ in range(2))
+    BOTH(a, b, **NONE, out=outs)
+    BOTH(a, b, **NONE, out=(None, outs[1]))
+    no_check()
+    for own in ((outs[0], outs[1]), (None, outs[1])):
+        for array in outs:
+            array.values[...] = 7.0
+        found = BOTH(a, b, **NONE, out=own)
+        for one, other, out in zip(found, expected, own, strict=True):
+            assert out is None or one is out
+            assert_same_bits(one.copy_to_host(), other)
+    for overlapping in ((a, outs[1]), (outs[0], b), (outs[0], outs[0])):
+        with pytest.raises(AssertionError, match="was checked"):
+            BOTH(a, b, **NONE, out=overlapping)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -595,7 +637,7 @@ def test_call_like_one_before_whose_result_lies_otherwise_has_the_bits_of_the_cp
         "empty",
         lambda self, shape, *_: made.append(1) or place(misaligned(np.zeros(shape, "f4"))),
     )
-    for count in (3, 4):  # by the plan and by that of calls that were checked, in vain, and then anew
+    for count in (2, 3):  # by what is remembered in vain and anew; then by what has been remembered
         assert_same_bits(LOSS(a, b, **NONE).copy_to_host(), LOSS(x, y, **NONE))
         assert len(_cuda._kernels) == kernels + 1
         assert len(made) == count
@@ -616,7 +658,7 @@ def test_losses_have_as_many_thread_blocks_as_it_takes_but_those_of_16_bits(devi
         device, "run", lambda *arguments: grids.append(arguments[3]) or run(*arguments[:3], 1, *arguments[4:])
     )
     monkeypatch.setattr(_cuda, "STEPPING_GRID", 3)
-    for name in ("_kernels", "_plans", "_known"):
+    for name in ("_kernels", "_known"):
         monkeypatch.setattr(_cuda, name, {})
     for dtype, count in (("float32", 13), ("float64", 26), ("float16", 3), ("bfloat16", 3)):
         # A thread takes eight float32, four float64; 12988 elements are those of 1624 and of 3247 threads, 128 a block.

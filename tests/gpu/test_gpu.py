@@ -809,7 +809,6 @@ def test_threads_that_compile_at_once_get_the_bits_of_the_cpu(library, rng, monk
 
     monkeypatch.setattr(_compile_cuda, "_folder", lambda: None)
     monkeypatch.setattr(_cuda, "_kernels", {})
-    monkeypatch.setattr(_cuda, "_plans", {})
     monkeypatch.setattr(_cuda, "_known", {})
     _compile_cuda.loaded.cache_clear()
     names = [PROBABILITIES[0], PROBABILITIES[1], LOGITS[0], LOGITS[1]]

@@ -142,7 +142,6 @@ def test_sums_of_more_blocks_than_lanes_are_added_as_the_cpu_adds_them(monkeypat
     if not simulator.ON_PTX:
         monkeypatch.setattr(_blocks_cuda, "_sum_of_losses", first_alone)
     monkeypatch.setattr(_cuda, "_kernels", {})
-    monkeypatch.setattr(_cuda, "_plans", {})
     monkeypatch.setattr(_cuda, "_known", {})
     rng = np.random.default_rng(11)
     weight = np.zeros((600, BLOCK))
@@ -191,20 +190,19 @@ def test_gradients_of_logits_made_of_the_exponentials_of_products_have_the_bits_
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("function", [*PROBABILITIES, *LOGITS])
 def test_calls_alike_launch_alike_with_arrays_of_their_own(function, reduction, rng, monkeypatch):
-    monkeypatch.setattr(_cuda, "_plans", {})
     monkeypatch.setattr(_cuda, "_known", {})
     function, logits = devices.of_function(function)
     for count, shape, offset in ((1, (5, 8), 0), (1, (5, 8), 0), (2, (8, 5), 0), (3, (8, 5), 1), (3, (5, 8), 0)):
         x = aligned(devices.predictions(rng, shape, "float32", logits), offset)
         y = aligned(devices.labels(rng, shape, "float32"))
         agree(function, x, y, reduction=reduction)
-        assert len(_cuda._plans) == count
+        assert len(_cuda._known) == count
     if reduction != "none" and "value" in function.__name__:
         x, y = devices.predictions(rng, 9000, "float32", logits), devices.labels(rng, 9000, "float32")
         agree(function, x, y, reduction=reduction)
         monkeypatch.setattr(_cuda, "_rooms", {})  # another stream's would be elsewhere too
         agree(function, x, y, reduction=reduction)
-        assert len(_cuda._plans) == 4
+        assert len(_cuda._known) == 4
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -221,7 +219,6 @@ def test_calls_alike_launch_alike_with_arrays_of_their_own(function, reduction, 
     ids="+".join,
 )
 def test_calls_alike_with_arrays_for_options_launch_alike(names, reduction, rng, monkeypatch):
-    monkeypatch.setattr(_cuda, "_plans", {})
     monkeypatch.setattr(_cuda, "_known", {})
     for function in (PROBABILITIES[2], LOGITS[2]):
         function, logits = devices.of_function(function)
@@ -242,11 +239,10 @@ def test_calls_alike_with_arrays_for_options_launch_alike(names, reduction, rng,
                 **{name: options[name] for name in names},
             )
     # A masked mean counts first.
-    assert len(_cuda._plans) == (0 if "where" in names and reduction == "mean" else 2)
+    assert len(_cuda._known) == (0 if "where" in names and reduction == "mean" else 2)
 
 
 def test_calls_alike_with_outs_or_strides_launch_alike(rng, monkeypatch):
-    monkeypatch.setattr(_cuda, "_plans", {})
     monkeypatch.setattr(_cuda, "_known", {})
     for _ in range(3):
         x = aligned(devices.predictions(rng, (6, 8), "float32"))
@@ -256,31 +252,62 @@ def test_calls_alike_with_outs_or_strides_launch_alike(rng, monkeypatch):
         out = place(aligned(np.zeros((6, 8), np.float32)))
         assert nbbce.binary_cross_entropy(place(x), place(y), reduction="none", out=out) is out
         devices.assert_same_bits(out.copy_to_host(), nbbce.binary_cross_entropy(x, y, reduction="none"))
-        assert len(_cuda._plans) == 3
+        assert len(_cuda._known) == 3
 
 
-def test_calls_with_numbers_axes_or_a_wait_are_not_remembered(rng, monkeypatch):
-    monkeypatch.setattr(_cuda, "_plans", {})
+def test_calls_alike_with_numbers_or_along_an_axis_launch_alike(rng, monkeypatch):
+    monkeypatch.setattr(_cuda, "_known", {})
+    functions = (nbbce.binary_cross_entropy, nbbce.binary_cross_entropy_grad, nbbce.sigmoid_focal_loss)
+    asked = [
+        (functions[0], {"weight": 2.0}),
+        (functions[0], {"weight": -2.0}),
+        (functions[0], {"pos_weight": 2.0}),
+        (functions[0], {"label_smoothing": 0.1}),
+        (functions[0], {"axis": 1}),
+        (functions[0], {"axis": 1, "keepdims": True}),
+        (functions[1], {"grad_output": 2.0}),
+        (functions[1], {"grad_output": 3}),
+        (functions[2], {}),
+        (functions[2], {"gamma": 1.0, "reduction": "sum"}),
+        (functions[2], {"alpha": 0.5, "gamma": 1.0, "reduction": "sum"}),
+    ]
+    for _ in range(3):
+        x, y = aligned(devices.predictions(rng, (6, 8), "float32")), aligned(devices.labels(rng, (6, 8), "float32"))
+        for function, options in asked:
+            agree(function, x, y, **options)
+        assert len(_cuda._known) == len(asked)
+
+
+def test_zeros_of_either_sign_and_what_is_equal_to_an_axis_are_told_apart(rng):
+    x, y = devices.predictions(rng, (6, 8), "float32"), devices.labels(rng, (6, 8), "float32")
+    for _ in range(2):
+        for zero in (0.0, -0.0):
+            agree(nbbce.binary_cross_entropy, x, y, zero, "none")
+            agree(nbbce.binary_cross_entropy_grad, x, y, grad_output=zero)
+        agree(nbbce.binary_cross_entropy, x, y, axis=1)
+        with pytest.raises(TypeError, match="'axis' must be"):
+            nbbce.binary_cross_entropy(place(x), place(y), axis=True)
+
+
+def test_calls_that_wait_name_a_stream_or_launch_twice_are_not_remembered(rng, monkeypatch):
     monkeypatch.setattr(_cuda, "_known", {})
     x, y = devices.predictions(rng, (6, 8), "float32"), devices.labels(rng, (6, 8), "float32")
-    for options in ({"weight": 2.0}, {"pos_weight": 2.0}, {"label_smoothing": 0.1}, {"where": y > 0.5}, {"axis": 0}):
-        agree(nbbce.binary_cross_entropy, x, y, **options)
-    agree(nbbce.binary_cross_entropy_grad, x, y, grad_output=2.0)
-    agree(nbbce.sigmoid_focal_loss, x, y)
+    agree(nbbce.binary_cross_entropy, x, y, where=y > 0.5)
+    agree(nbbce.binary_cross_entropy_value_and_grad, x, y, axis=0)
     nbbce.binary_cross_entropy(place(x), place(y), validate=True)
     nbbce.binary_cross_entropy(place(x), place(y), stream=0)
-    assert _cuda._plans == {}
+    agree(nbbce.binary_cross_entropy, x, y, np.float32(2.0))
+    assert _cuda._known == {}
 
 
 def test_no_more_calls_than_a_limit_are_remembered(rng, monkeypatch):
-    monkeypatch.setattr(_cuda, "_plans", {})
     monkeypatch.setattr(_cuda, "_known", {})
     monkeypatch.setattr(_cuda, "MOST_REMEMBERED", 3)
     for size in range(1, 9):
         agree(
             nbbce.binary_cross_entropy, devices.predictions(rng, size, "float32"), devices.labels(rng, size, "float32")
         )
-        assert len(_cuda._plans) <= 3
+        assert len(_cuda._known) <= 3
 
 
 def test_calls_one_after_another_give_the_same_bits(rng):
