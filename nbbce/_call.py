@@ -31,6 +31,7 @@ from nbbce._arrays import (
     kind_of,
     readable,
 )
+from nbbce._host_arrays import HostLibrary, in_kind, library_of
 
 if TYPE_CHECKING:
     from nbbce._device_arrays import DeviceArray
@@ -104,6 +105,12 @@ class Call:
     """Handle of the stream that the caller names."""
     origin: tuple[int, ...] | None = field(default=None, init=False)
     """Where in an array of which these are chunks they begin."""
+    library: HostLibrary | None = field(default=None, init=False)
+    """Of tensors in the memory of the host: who the results are for."""
+    given: Any = field(default=None, init=False)
+    """Of these the input, as it was given."""
+    own: Any = field(default=None, init=False)
+    """Of these `out`, as it was given."""
 
 
 # Run a call at once if one like it was made before, of which nothing is left to check.  What comes back is what `run`
@@ -167,15 +174,19 @@ def _array(function: str, name: str, value: Any) -> Array:
     if type(value) is np.ndarray:
         if value.dtype in readable:  # nearly always, and it counts at one element
             return value
-    elif is_on_device(value):
-        return _device_array(function, name, value)
-    elif not is_array(value):
-        raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {_describe(value)}")
-    elif isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{function}: {name!r} must have no mask of its own (see 'where'); got a masked array")
+    library = library_of(value)
+    if library is None:
+        if is_on_device(value):
+            return _device_array(function, name, value)
+        if not is_array(value):
+            raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {_describe(value)}")
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{function}: {name!r} must have no mask of its own (see 'where'); got a masked array")
     try:
+        if library is not None:
+            return library.view(value)
         return np.asarray(value)  # also of subclasses, whose indexing may be another, as that of numpy.matrix
-    except (TypeError, ValueError, RuntimeError) as error:  # as of a PyTorch tensor that requires a gradient
+    except (TypeError, ValueError, RuntimeError) as error:  # as of a sparse tensor of PyTorch, or of a traced array
         reason = str(error).partition("\n")[0]
         got = f"{type(value).__name__}, {reason}"
         raise TypeError(f"{function}: {name!r} must be an array that NumPy reads; got {got}") from error
@@ -530,6 +541,13 @@ def checked(
     What the functions take comes in the order of their signatures, then what they want: by keyword it would take 0.2 us
     more.
     """
+    library = None if type(input) is np.ndarray else library_of(input)
+    given, own = input, out
+    if library is not None:
+        input = _array(function, input_name, input)
+        if library_of(target) is not None:
+            target = _array(function, target_name, target)
+        out = _view_of_out(function, "out", out, library)
     of_numpy = type(input) is type(target) is np.ndarray
     is_plain = where is None and axis is None and dtype is None and grad_output is None and keepdims is False
     is_bare = weight is None and pos_weight is None and type(label_smoothing) is float and label_smoothing == 0.0
@@ -549,11 +567,11 @@ def checked(
         )
     asked: Asked | None = None
     if of_numpy:
-        is_known = is_plain and type(reduction) is str and stream is None
+        is_known = is_plain and type(reduction) is str and stream is None and (library is None or library.takes_all)
         if is_known and (validate is None or type(validate) is bool) and again_on_host is not None:
             results = again_on_host(what, reduction, input, target, validate is not False, out)
             if results is not None:
-                return results
+                return results if library is None else in_kind(library, given, own, results)
     elif type(reduction) is str and stream is None and (validate is None or validate is False):
         if is_plain and is_bare:
             asked = ((function, reduction), (input, target), out)
@@ -609,6 +627,8 @@ def checked(
         call.target_name = target_name
     if family:
         call.family, call.wants_hessian = family, wants.hessian
+    if library is not None:
+        call.library, call.given, call.own = library, given, own
     call.is_plain, call.what, call.asked = is_plain and (out is None or of_numpy), what, asked
     if is_plain and is_bare and out is None:
         if stream is not None or not (on_host and isinstance(y, np.ndarray)):
@@ -679,6 +699,20 @@ def _take_out(call: Call, out: Any) -> None:
         if array is not None:
             inputs[f"out[{k}]"] = own = _out(function, f"out[{k}]", array, wanted[name][1], dtype, inputs)
             setattr(call, f"{name}_out", own)
+
+
+def _view_of_out(function: str, name: str, out: Any, library: HostLibrary) -> Any:
+    """The memory of the caller's own result arrays, which are of the library of the input."""
+    if out is None:
+        return None
+    if type(out) is tuple:
+        return tuple([_view_of_out(function, f"out[{k}]", each, library) for k, each in enumerate(out)])
+    if not library.writes:
+        raise TypeError(f"{function}: {name!r} must be None for arrays of {library.name}; got {_describe(out)}")
+    found = library_of(out)
+    if found is None or found.name != library.name:
+        raise TypeError(f"{function}: {name!r} must be an array of {library.name}; got {_describe(out)}")
+    return _array(function, name, out)
 
 
 def remember(known: dict[tuple[Any, ...], Any], key: tuple[Any, ...], made: Any, most: int) -> Any:

@@ -360,6 +360,8 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
 def _empty(call: Call) -> Array:
     """A new array of the shape of the input, in its order of memory."""
     x = call.input
+    if call.library is not None and x.flags.c_contiguous:
+        return call.library.empty(x.shape, call.dtype)
     return np.empty(x.shape, call.dtype) if x.flags.c_contiguous else np.empty_like(x, call.dtype, subok=False)
 
 

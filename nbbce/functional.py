@@ -16,6 +16,7 @@ from nbbce._call import (
     Results,
     checked,
 )
+from nbbce._host_arrays import in_kind
 
 __all__ = [
     "binary_cross_entropy",
@@ -55,7 +56,10 @@ def _run(call: Call | Results) -> tuple[Any, Any]:
     """Run a checked call where its arrays live, if it has not been run already."""
     if isinstance(call, tuple):
         return call
-    return _run_on_device(call) if call.on_device else _run_on_host(call)
+    if call.on_device:
+        return _run_on_device(call)
+    results = _run_on_host(call)
+    return results if call.library is None else in_kind(call.library, call.given, call.own, results)
 
 
 def binary_cross_entropy(
@@ -110,8 +114,8 @@ def binary_cross_entropy(
         Dtype of the result; by default that of `input`, in which losses are computed one by one whatever this is.
         Sums are accumulated in float64 in any case.
     out : array, optional
-        Where the result goes: of the result's shape and dtype, not overlapping an input; a numpy.ndarray, or on a
-        device an array of the library of `input`.
+        Where the result goes: of the result's shape and dtype, not overlapping an input; an array of the library of
+        `input`.
     validate : bool, default: True, on a device False
         Whether a value outside [0, 1], or NaN, is an error.  If not, it gives NaN.  The look costs no second pass,
         unless `out` is given; on a device it costs one, and the host waits for it.  Looked at is what is computed
@@ -124,8 +128,9 @@ def binary_cross_entropy(
     -------
     NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
-        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; on a device an array of the
-        library of `input`, also for one number, without a gradient's history; of Dask arrays a lazy one.
+        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; of PyTorch, JAX, and
+        arrays on a device an array of the library of `input`, also for one number, without a gradient's history; of
+        Dask arrays a lazy one.
 
     Raises
     ------
@@ -391,8 +396,8 @@ def binary_cross_entropy_with_logits(
         Dtype of the result; by default that of `input`, in which losses are computed one by one whatever this is.
         Sums are accumulated in float64 in any case.
     out : array, optional
-        Where the result goes: of the result's shape and dtype, not overlapping an input; a numpy.ndarray, or on a
-        device an array of the library of `input`.
+        Where the result goes: of the result's shape and dtype, not overlapping an input; an array of the library of
+        `input`.
     validate : bool, default: True, on a device False
         Whether a target outside [0, 1], or NaN, is an error.  If not, it gives NaN.  A NaN among the logits is no
         error and gives NaN.  On a device the look costs a pass, and the host waits for it.
@@ -404,8 +409,9 @@ def binary_cross_entropy_with_logits(
     -------
     NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
-        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; on a device an array of the
-        library of `input`, also for one number, without a gradient's history; of Dask arrays a lazy one.
+        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; of PyTorch, JAX, and
+        arrays on a device an array of the library of `input`, also for one number, without a gradient's history; of
+        Dask arrays a lazy one.
 
     Raises
     ------
@@ -727,8 +733,9 @@ def sigmoid_focal_loss(
     -------
     NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
-        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; on a device an array of the
-        library of `input`, also for one number, without a gradient's history; of Dask arrays a lazy one.
+        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; of PyTorch, JAX, and
+        arrays on a device an array of the library of `input`, also for one number, without a gradient's history; of
+        Dask arrays a lazy one.
 
     Raises
     ------
