@@ -1,6 +1,8 @@
 """Binary cross-entropy on arrays, where the arrays live."""
 
+from nbbce import boosting as boosting
 from nbbce import compat as compat
+from nbbce import metrics as metrics
 from nbbce.functional import (
     binary_cross_entropy,
     binary_cross_entropy_grad,

@@ -80,6 +80,8 @@ class Call:
     """Of a plain call the function, and its numbers if there are any."""
     asked: Asked | None = field(default=None, init=False)
     """On a device, what `again_on_device` is asked for calls like this one; None if there are none like it."""
+    input_name: str = field(default="input", init=False)
+    """What the function calls its input, and its target."""
     target_name: str = field(default="target", init=False)
     weight: Array | None = field(default=None, init=False)
     weight_number: float = field(default=1.0, init=False)
@@ -394,18 +396,20 @@ def _take_place(call: Call, stream: Any) -> None:
     ):
         return  # nearly always, and the rest takes 2 us
     function, operands = call.function, ("weight", "pos_weight", "where", "grad_output")
-    arrays = {"input": call.input, call.target_name: call.target, **{name: getattr(call, name) for name in operands}}
+    operands_of_call = {name: getattr(call, name) for name in operands}
+    arrays = {call.input_name: call.input, call.target_name: call.target, **operands_of_call}
     places = {
         name: "the host" if _is_on_host(array) else f"device {cast(Any, array).device}"
         for name, array in arrays.items()
         if array is not None
     }
+    own = places[call.input_name]
     for name, place in places.items():
-        if place != places["input"]:
+        if place != own:
             raise TypeError(
-                f"{function}: arrays must be in one place; got 'input' on {places['input']} and {name!r} on {place}"
+                f"{function}: arrays must be in one place; got {call.input_name!r} on {own} and {name!r} on {place}"
             )
-    call.on_device = places["input"] != "the host"
+    call.on_device = own != "the host"
     if stream is not None:
         if not call.on_device:
             raise TypeError(f"{function}: 'stream' must be None for arrays on the host; got {_describe(stream)}")
@@ -624,7 +628,7 @@ def checked(
     check = on_host if validate is None else _flag(function, "validate", validate)
     call = Call(function, x, y, reduction, x.size, result, check, wants.value, wants.gradient)
     if target_name != "target":
-        call.target_name = target_name
+        call.input_name, call.target_name = input_name, target_name
     if family:
         call.family, call.wants_hessian = family, wants.hessian
     if library is not None:
@@ -739,7 +743,7 @@ def gradient_scale(call: Call) -> float:
 def out_of_domain(call: Call, flat_index: int) -> ValueError:
     """The error for the first element outside [0, 1]: which array, where, and its value."""
     index = tuple(int(i) for i in np.unravel_index(flat_index, call.input.shape))
-    name, value = "input", call.input[index]
+    name, value = call.input_name, call.input[index]
     if call.family or 0 <= value <= 1:
         name, value = call.target_name, call.target[index]
     if call.origin is not None:

@@ -128,9 +128,9 @@ def binary_cross_entropy(
     -------
     NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
-        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; of PyTorch, JAX, and
-        arrays on a device an array of the library of `input`, also for one number, without a gradient's history; of
-        Dask arrays a lazy one.
+        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; for tensors, arrays of
+        JAX and arrays on a device an array of the library of `input`, also for one number, without a gradient's
+        history; for Dask arrays a lazy one.
 
     Raises
     ------
@@ -409,9 +409,9 @@ def binary_cross_entropy_with_logits(
     -------
     NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
-        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; of PyTorch, JAX, and
-        arrays on a device an array of the library of `input`, also for one number, without a gradient's history; of
-        Dask arrays a lazy one.
+        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; for tensors, arrays of
+        JAX and arrays on a device an array of the library of `input`, also for one number, without a gradient's
+        history; for Dask arrays a lazy one.
 
     Raises
     ------
@@ -733,9 +733,9 @@ def sigmoid_focal_loss(
     -------
     NumPy scalar or array
         With ``reduction='none'`` an array of the shape of `input`, otherwise one number, or an array of them if `axis`
-        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; of PyTorch, JAX, and
-        arrays on a device an array of the library of `input`, also for one number, without a gradient's history; of
-        Dask arrays a lazy one.
+        leaves some axes or `keepdims` is set.  `out`, if it is given.  A numpy.ndarray; for tensors, arrays of
+        JAX and arrays on a device an array of the library of `input`, also for one number, without a gradient's
+        history; for Dask arrays a lazy one.
 
     Raises
     ------

@@ -584,6 +584,23 @@ def test_what_comes_back_goes_in_again(library, rng):
 
 
 # --------------------------------------------------------------------------------------------------------- PyTorch
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses_of_pytorch_are_derived_on_the_device_with_the_bits_of_the_cpu(torch, reduction, rng):
+    import nbbce.torch as derived
+
+    z, y = arrays_for(rng, LOGITS[2], 5001)
+    scale = np.asarray(rng.random(z.shape if reduction == "none" else ()), z.dtype)
+    gradients, values = [], []
+    for place in (torch.place, torch.module.from_numpy):
+        x = place(z).requires_grad_()
+        loss = derived.binary_cross_entropy_with_logits(x, place(y), reduction=reduction)
+        loss.backward(place(scale))
+        values.append(loss.detach().cpu().numpy())
+        gradients.append(x.grad.cpu().numpy())
+    devices.assert_same_bits(*values)
+    devices.assert_same_bits(*gradients)
+
+
 def test_tensor_that_requires_its_gradient_is_read_and_the_results_do_not(torch, rng):
     x, y = arrays_for(rng, LOGITS[2], 5001)
     z = torch.place(x).requires_grad_()
