@@ -27,7 +27,7 @@ if not ON_DEVICE:
     ptx_driver.install(launching=False)  # before anything asks for a driver
 
 import nbbce  # noqa: E402
-from nbbce import _arrays, _compile_cuda, _device_arrays  # noqa: E402
+from nbbce import _arrays, _compile_cuda, _device_arrays, _host_arrays  # noqa: E402
 
 
 def pretend() -> None:
@@ -45,6 +45,7 @@ def pretend() -> None:
     _device_arrays.Torch.view = of_first_device  # type: ignore[method-assign]
     _device_arrays.library_of(torch.empty(0))
     _arrays.device_types[torch.Tensor] = lambda tensor: tensor.is_cuda or True
+    _host_arrays.Torch.holds = lambda self, array: not array.is_cpu  # type: ignore[method-assign]
 
 
 def calls(size: int) -> dict[str, Callable[[], Any]]:

@@ -376,28 +376,30 @@ def _again(asked: Asked) -> tuple[Any, Any] | None:
     known = _known.get(found[0])
     if known is None:
         return None
-    addresses, arguments, results = found[1], [*known.arguments], [None, None, None]
-    operands = asked[1]
+    # To take a tuple apart takes less than to ask for its fields by name.
+    kernel, grid, threads, arguments_then, blocks, like, dtype, wants_hessian, spans, own, made = known
+    _, operands, out = asked
+    addresses, arguments, results = found[1], [*arguments_then], [None, None, None]
     arguments[: len(operands)] = addresses[: len(operands)]
-    if known.own:
-        if _overlap(known.spans, addresses, len(operands)):
+    if own:
+        if _overlap(spans, addresses, len(operands)):
             return None
-        for (k, place), out, address in zip(known.own, _outs_of(asked[2]), addresses[len(operands) :], strict=True):
-            results[k], arguments[place] = out, address
-    x = known.like.moved(addresses[0], operands[0])
+        for (k, place), given, address in zip(own, _outs_of(out), addresses[len(operands) :], strict=True):
+            results[k], arguments[place] = given, address
+    x = like.moved(addresses[0], operands[0])
     library, device = x.library, x.device
     with compiler.on_device(device):
         stream = library.stream(device)
-        for k, place, shape in known.made:
-            results[k] = array = library.empty(shape, known.dtype, x, stream)
+        for k, place, shape in made:
+            results[k] = array = library.empty(shape, dtype, x, stream)
             arguments[place] = address = library.address(array)
-            if address % 16 != known.arguments[place] % 16:
+            if address % 16 != arguments_then[place] % 16:
                 return None
-        if known.blocks:
-            counter_at = _room(known.blocks, x, stream)
+        if blocks:
+            counter_at = _room(blocks, x, stream)
             arguments[SUMS_AT : SUMS_AT + 2] = counter_at + 8, counter_at
-        compiler.run(known.kernel, device, stream, known.grid, known.threads, arguments)
-    return (results[1], results[2]) if known.wants_hessian else (results[0], results[1])
+        compiler.run(kernel, device, stream, grid, threads, arguments)
+    return (results[1], results[2]) if wants_hessian else (results[0], results[1])
 
 
 def _overlap(spans: tuple[tuple[int, int], ...], addresses: list[int], read: int) -> bool:
