@@ -3,9 +3,9 @@
 It follows NVIDIA's "Parallel Thread Execution ISA".  All threads of a grid go through the text side by side, one
 instruction at a time for those that are at it; NumPy carries them.  It knows the instructions that our kernels have,
 and any other is an error; so is an operation whose rounding the next compiler could change, an access outside of what
-was allocated or not at a multiple of its size, a barrier that some threads never come to, and an access to shared
-memory that no barrier orders behind that of another thread.  The order of what different threads do to global memory,
-and fences with it, are not looked at: here all see what is written at once.
+was allocated or not at a multiple of its size, a read of what nobody has written, a barrier that some threads never
+come to, and an access to shared memory that no barrier orders behind that of another thread.  The order of what
+different threads do to global memory, and fences with it, are not looked at: here all see what is written at once.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ class Memory:
         self.pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         self.bytes = np.frombuffer(self.pages, np.uint8)
         self.base = self.bytes.ctypes.data
+        shadow = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+        self.unwritten = np.frombuffer(shadow, np.bool_)
+        """Of each byte, whether a kernel is to write it before one reads it."""
         self.free()
 
     def free(self) -> None:
@@ -55,8 +58,11 @@ class Memory:
         self.starts: list[int] = []
         self.ends: list[int] = []
 
-    def allocate(self, size: int, offset: int = 0) -> np.ndarray[Any, Any]:
-        """New bytes, `offset` of them behind a multiple of 256, with a gap before and after that nobody may touch."""
+    def allocate(self, size: int, offset: int = 0, unwritten: bool = False) -> np.ndarray[Any, Any]:
+        """New bytes, `offset` of them behind a multiple of 256, with a gap before and after that nobody may touch.
+
+        If the host writes none of them, they are `unwritten`.
+        """
         start = self.end + self.GAP + offset
         found = self.bytes[start : start + size]
         assert found.size == size
@@ -64,6 +70,7 @@ class Memory:
         self.ends.append(start + size)
         self.end = -(-(start + size) // self.GAP) * self.GAP
         found[: self.FILLED] = self.GARBAGE
+        self.unwritten[start : start + min(size, self.FILLED)] = unwritten
         return found
 
     def places(self, addresses: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
@@ -84,10 +91,13 @@ class Memory:
 class SharedMemory:
     """The shared memory of each thread block, and who touched it last."""
 
+    WRITTEN = False  # before the kernel begins
+
     def __init__(self, blocks: int, size: int) -> None:
         self.size, self.width = size, 0
         self.bytes = np.full((blocks, size + -size % 16), Memory.GARBAGE, np.uint8)
         shape = self.bytes.shape
+        self.is_written = np.full(shape, self.WRITTEN)
         # Of the last write and the last reads: thread and warp (-1: none, -2: several), and barriers passed by then.
         self.written, self.read = (
             {name: np.full(shape, -1, np.int64) for name in ("thread", "warp", "of_block", "of_warp")} for _ in range(2)
@@ -130,11 +140,14 @@ class SharedMemory:
         where = (block, offset)
         self._hold_in_order(self.written, where, now, "access to shared memory races with a write")
         if not writes:
+            if not self.is_written[where].all():
+                raise Fault("reads shared memory that nobody has written")
             self._note_reads(where, now)
             return
         self._hold_in_order(self.read, where, now, "write to shared memory races with a read")
         if np.unique(block * self.bytes.shape[1] + offset).size != len(offset):
             raise Fault("two threads write to the same place of shared memory at once")
+        self.is_written[where] = True
         for name, values in now.items():
             self.written[name][where] = values
 
@@ -527,11 +540,15 @@ class _Run:
             self.tally.count_global(self.warp[lanes], address, size * len(names))
         start = self.memory.places(address, size * len(names)) * len(names)
         words = self.memory.words(size)
+        unwritten = self.memory.unwritten.view(f"u{size}")
         for k, name in enumerate(names):
             if opcode == "ld":
+                if unwritten[start + k].any():
+                    raise Fault(f"reads what nobody has written: {instruction.text}")
                 self.set(name, words[start + k].view(DTYPES[kind]), kind, lanes)
             else:
                 words[start + k] = np.broadcast_to(values[k], start.shape).view(words.dtype)
+                unwritten[start + k] = 0
 
     def atomic(self, instruction: Instruction, lanes: Any) -> None:
         """What threads do to the same place one after another."""
@@ -540,6 +557,8 @@ class _Run:
         place = operands[0] if instruction.opcode == "red" else operands[1]
         index = self.memory.places(self.address(place, lanes), BITS[kind] // 8)
         words = self.memory.words(BITS[kind] // 8).view(DTYPES[kind])
+        if self.memory.unwritten.view(f"u{BITS[kind] // 8}")[index].any():
+            raise Fault(f"reads what nobody has written: {instruction.text}")
         given = np.broadcast_to(self.value(operands[-1], kind, lanes), index.shape)
         before = np.empty(index.shape, words.dtype)
         for k, (i, value) in enumerate(zip(index, given, strict=True)):

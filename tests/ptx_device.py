@@ -127,13 +127,11 @@ class Ours(_device_arrays.Library):
         return 0
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: Any, stream: int) -> Array:
-        values = memory.allocate(math.prod(shape) * dtype.itemsize)
+        values = memory.allocate(math.prod(shape) * dtype.itemsize, unwritten=True)
         return Array(values.view(dtype).reshape(shape))
 
     def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: Any, stream: int) -> Array:
-        array = self.empty(shape, dtype, like, stream)
-        array.values[...] = value
-        return array
+        return place(np.full(shape, value, dtype))
 
 
 @contextlib.contextmanager

@@ -53,13 +53,26 @@ def _make(address: int) -> None:
 
 
 def _allocate(address: int, size: int) -> None:
-    found = memory.allocate(size).ctypes.data
+    found = memory.allocate(size, unwritten=True).ctypes.data
     allocated[found] = size
     _write(address, found)
 
 
+def _is_written(address: int, size: int) -> None:
+    """The host has written there, if it is the memory of the device."""
+    start = address - memory.base
+    if 0 <= start < TOTAL:
+        memory.unwritten[start : start + size] = False
+
+
 def _copy(to: int, source: int, size: int) -> None:
     ctypes.memmove(to, source, size)
+    _is_written(to, size)
+
+
+def _fill(address: int, value: int, size: int) -> None:
+    ctypes.memset(address, value & 0xFF, size)
+    _is_written(address, size)
 
 
 def _load(library: int, code: int) -> None:
@@ -118,7 +131,7 @@ FUNCTIONS: dict[str, Callable[..., int | None]] = {
     "cuMemPoolSetAttribute": lambda *_: None,
     "cuMemPoolSetAccess": lambda *_: None,
     "cuMemcpyHtoD": lambda to, source, size, *_: _copy(to, source, size),
-    "cuMemsetD8Async": lambda to, value, size, *_: ctypes.memset(to, value & 0xFF, size) and None,
+    "cuMemsetD8Async": lambda to, value, size, *_: _fill(to, value, size),
     "cuPointerGetAttribute": lambda value, attribute, *_: _write(value, POINTER[attribute & 0xFFFF], 4),
     "cuStreamCreate": lambda stream, *_: _make(stream),
     "cuStreamDestroy": lambda *_: None,

@@ -452,12 +452,24 @@ def test_halves_are_rounded_to_the_nearest():
         ("bar.sync 0, 32;", "a barrier of its own"),
         ("setp.gt.u32 %p1, %r1, 5; @%p1 bar.sync 0;", "a barrier for some"),
         ("mov.u32 %r5, 0; div.u32 %r6, %r1, %r5;", "divided by zero"),
-        ("ld.shared.u32 %r5, [%rd5]; ld.shared.u64 %rd6, [room];", "are of one size"),
+        ("st.shared.u32 [%rd5], %r1; bar.sync 0; ld.shared.u64 %rd6, [room];", "are of one size"),
+        ("ld.shared.u32 %r5, [%rd5];", "reads shared memory that nobody has written"),
     ],
 )
 def test_what_a_device_may_answer_otherwise_is_a_fault(body, says):
     with pytest.raises(ptx.Fault, match=says):
         launched(body)
+
+
+def test_read_of_what_only_some_threads_have_written_is_a_fault():
+    memory = ptx.Memory(1 << 20)
+    room = memory.allocate(4 * 64, unwritten=True).view(np.uint32)
+    body = "setp.lt.u32 %p1, %r1, COUNT; @%p1 st.global.u32 [%rd4], %r1; ld.global.u32 %r5, [%rd4];"
+    some, all_of_them = (ptx.parse(f"{HEAD}{body.replace('COUNT', count)}\nret;\n}}") for count in ("63", "64"))
+    with pytest.raises(ptx.Fault, match=r"^reads what nobody has written: ld\.global\.u32 "):
+        ptx.run(some, memory, 1, 64, [room.ctypes.data, 7])
+    ptx.run(all_of_them, memory, 1, 64, [room.ctypes.data, 7])
+    assert (room == np.arange(64)).all()
 
 
 def test_what_is_computed_of_a_nan_is_that_of_a_device_and_what_is_moved_stays():
@@ -515,7 +527,8 @@ def test_words_exchanged_without_a_barrier_are_a_fault(other, between, behind, s
         ("shl.b64 %rd6, %rd5, 1; and.b64 %rd6, %rd6, 248; ld.shared.u64 %rd7, [%rd6];", 2 * 13, 0, 4, 4),
     ],
 )
-def test_accesses_are_tallied(body, issued, fetched, turns, least):
+def test_accesses_are_tallied(body, issued, fetched, turns, least, monkeypatch):
+    monkeypatch.setattr(ptx.SharedMemory, "WRITTEN", True)
     tally = ptx.Tally()
     launched(body, words=64 * 32, tally=tally)
     assert (tally.issued, tally.fetched, tally.turns, tally.least_turns) == (issued, fetched, turns, least)
