@@ -1,40 +1,45 @@
-"""One call, checked: every rule about arguments, and every message, is here.
+"""One call, checked: what its arguments, each of which `_arguments.py` looks at, must be to one another.
 
-A message reads `function: what must hold; got what`.  TypeError is for the wrong kind, ValueError for a wrong value;
-both are raised before any work, so that `out` is as it was.
+Errors are raised before any work, so that `out` is as it was.
 """
 
 from __future__ import annotations
 
 import math
-import numbers
 import sys
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
+from nbbce._arguments import (
+    broadcast,
+    checked_array,
+    checked_dtype,
+    checked_factor,
+    checked_flag,
+    checked_number,
+    checked_out,
+    checked_real,
+    checked_smoothing,
+    checked_stream,
+    checked_where,
+    described,
+    is_on_host,
+    view_of_out,
+)
 from nbbce._arrays import (
-    DEVICE_KINDS,
     FLOATS,
     Array,
-    broadcast_strides,
     computed_in,
-    is_array,
     is_dask,
     is_float,
-    is_on_device,
-    is_real,
     kind_of,
-    readable,
 )
 from nbbce._host_arrays import HostLibrary, in_kind, library_of
-
-if TYPE_CHECKING:
-    from nbbce._device_arrays import DeviceArray
 
 REDUCTIONS = ("mean", "sum", "none")
 ON_HOST = (np.ndarray, type(None))  # what an operand of a call on NumPy arrays is
@@ -125,264 +130,10 @@ Asked = tuple[Hashable, tuple[Any, ...], Any]
 again_on_device: Callable[[Asked], Results | None] | None = None
 
 
-def _describe(value: object) -> str:
-    """Name a value that is no array as a user would."""
-    text = repr(value)
-    return (
-        type(value).__name__ if len(text) > 40 or "\n" in text or not isinstance(value, (str, numbers.Number)) else text
-    )
-
-
-_device_module: Any = None  # nbbce._device_arrays, once it is imported: to do so again takes 0.5 us
-
-
-def _import_device_arrays(function: str, name: str) -> Any:
-    """The module of device arrays; an error that says what is missing, if something is."""
-    global _device_module
-    try:
-        from nbbce import _device_arrays
-    except ImportError as error:
-        raise ImportError(
-            f"{function}: {name!r} is on a device, which needs nbbce[cuda12] or nbbce[cuda13]; got no {error.name}"
-        ) from None
-    if not _device_arrays.is_available():
-        raise RuntimeError(f"{function}: {name!r} is on a device, which needs a CUDA driver; Numba found no usable one")
-    _device_module = _device_arrays
-    return _device_arrays
-
-
-def _device_array(function: str, name: str, value: Any) -> Array:
-    """An array on a device as a `DeviceArray`, which has what is asked of an array here."""
-    module = _device_module
-    if module is None or not module.is_available():
-        module = _import_device_arrays(function, name)
-    try:
-        array = module.view(value)
-    except (TypeError, BufferError) as error:
-        raise TypeError(f"{function}: {name!r} must be an array that can be read in place; got {error}") from None
-    if kind_of(array.dtype) not in DEVICE_KINDS and is_real(array.dtype):
-        raise TypeError(f"{function}: {name!r} must have a dtype that a device reads; got {array.dtype}")
-    _check_aligned(function, name, array)
-    return cast(Array, array)
-
-
-def _check_aligned(function: str, name: str, array: DeviceArray) -> None:
-    if not array.is_aligned:
-        raise TypeError(f"{function}: {name!r} must start at a multiple of its elements' size; got {array.address:#x}")
-
-
-def _array(function: str, name: str, value: Any) -> Array:
-    """`value` as a NumPy array over its own memory, or as one on a device; anything but an array is a TypeError."""
-    if type(value) is np.ndarray:
-        if value.dtype in readable:  # nearly always, and it counts at one element
-            return value
-    library = library_of(value)
-    if library is None:
-        if is_on_device(value):
-            return _device_array(function, name, value)
-        if not is_array(value):
-            raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {_describe(value)}")
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{function}: {name!r} must have no mask of its own (see 'where'); got a masked array")
-    try:
-        if library is not None:
-            return library.view(value)
-        return np.asarray(value)  # also of subclasses, whose indexing may be another, as that of numpy.matrix
-    except (TypeError, ValueError, RuntimeError) as error:  # as of a sparse tensor of PyTorch, or of a traced array
-        reason = str(error).partition("\n")[0]
-        got = f"{type(value).__name__}, {reason}"
-        raise TypeError(f"{function}: {name!r} must be an array that NumPy reads; got {got}") from error
-
-
-def _real(function: str, name: str, value: Any, computed: Any = np.float64) -> Array:
-    """The same for an array of a real dtype; one that no loop reads (some ``longdouble``) becomes `computed`."""
-    array = _array(function, name, value)
-    if kind_of(array.dtype) is not None:
-        return array
-    if not is_real(array.dtype):
-        raise TypeError(f"{function}: {name!r} must have a real dtype; got {array.dtype}")
-    return array.astype(computed)
-
-
-def _flag(function: str, name: str, value: Any) -> bool:
-    """`value` as a bool if it is one, or 0 or 1."""
-    if isinstance(value, (bool, np.bool_, int, np.integer)) and _number(value) in (0.0, 1.0):
-        return bool(value)
-    raise TypeError(f"{function}: {name!r} must be True or False; got {_describe(value)}")
-
-
-def _number(value: object) -> float | None:
-    """`value` as a float if it is a real number (or a 0-d array of one), else None."""
-    if isinstance(value, np.timedelta64):  # to NumPy a kind of integer
-        return None
-    if isinstance(value, (int, float, np.integer, np.floating, np.bool_, numbers.Real)):
-        return float(value)
-    if isinstance(value, np.generic) and is_real(value.dtype):
-        return float(value)
-    if isinstance(value, np.ndarray) and value.ndim == 0 and is_real(value.dtype):
-        return float(value)
-    return None
-
-
-def _fitting(function: str, name: str, value: object) -> float | None:
-    """The same; a ValueError for an integer that no float64 holds."""
-    try:
-        return _number(value)
-    except OverflowError:
-        raise ValueError(f"{function}: {name!r} must fit a float64; got a larger number") from None
-
-
-def _factor(
-    function: str, name: str, value: Any, shape: tuple[int, ...], whose: str = "'input'"
-) -> tuple[Array | None, float]:
-    """A weight, as (array of `shape`, 1.0) or (None, number).  Broadcasting makes a view, not a copy."""
-    if value is None:
-        return None, 1.0
-    if type(value) is not np.ndarray or value.ndim == 0:  # to tell that it is no number takes 0.9 us
-        number = _fitting(function, name, value)
-        if number is not None:
-            return None, number
-        if not is_array(value) and not is_on_device(value):
-            raise TypeError(f"{function}: {name!r} must be a real number or an array; got {_describe(value)}")
-    array = _real(function, name, value)
-    if array.shape != shape:
-        try:
-            array = _broadcast(array, shape)
-        except ValueError:
-            raise ValueError(
-                f"{function}: {name!r} must broadcast to the shape of {whose}, {shape}; got {array.shape}"
-            ) from None
-    return array, 1.0
-
-
-def _is_on_host(array: object) -> bool:
-    """Whether an array that was checked is one of NumPy."""
-    return isinstance(array, np.ndarray)
-
-
-def _broadcast(array: Array, shape: tuple[int, ...]) -> Array:
-    """The array seen in another shape; a ValueError if it does not fit."""
-    if not _is_on_host(array):
-        return cast(Array, cast(Any, array).broadcast_to(shape))
-    if array.flags.c_contiguous:  # 0.4 us, where NumPy's broadcast_to takes 1.9
-        return np.ndarray(shape, array.dtype, array, 0, broadcast_strides(array.shape, array.strides, shape))
-    return np.broadcast_to(array, shape)
-
-
-def checked_mask(function: str, value: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """The mask as it is, and as an array of `shape`."""
-    if isinstance(value, (bool, np.bool_)):
-        value = np.asarray(value)
-    mask = _array(function, "where", value)
-    if mask.dtype != np.bool_:
-        raise TypeError(f"{function}: 'where' must be an array of bool; got {mask.dtype}")
-    try:
-        return mask, _broadcast(mask, shape)
-    except ValueError:
-        raise ValueError(
-            f"{function}: 'where' must broadcast to the shape of 'input', {shape}; got {mask.shape}"
-        ) from None
-
-
-def _where(function: str, value: Any, shape: tuple[int, ...]) -> tuple[Array, int]:
-    """The mask as an array of `shape`, and how many elements it keeps.
-
-    On a device they are counted by the kernel, which divides by them too: 1 stands for them here.
-    """
-    mask, wide = checked_mask(function, value, shape)
-    if not _is_on_host(mask):
-        return wide, min(1, wide.size)
-    kept = int(np.count_nonzero(mask))
-    return wide, kept * (wide.size // mask.size) if mask.size else 0
-
-
-def _dtype(function: str, value: Any) -> np.dtype[Any]:
-    """The result dtype that the caller names."""
-    try:
-        dtype: np.dtype[Any] = np.dtype(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{function}: 'dtype' must be one of {', '.join(FLOATS)}; got {value!r}") from None
-    if kind_of(dtype) not in FLOATS:
-        raise TypeError(f"{function}: 'dtype' must be one of {', '.join(FLOATS)}; got {dtype}")
-    return dtype
-
-
-def _out(
-    function: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array | None]
-) -> Array:
-    """The caller's own result array, fit to be written."""
-    if not _is_on_host(inputs["input"]):
-        return cast(Array, _device_out(function, name, out, shape, dtype, inputs))
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"{function}: {name!r} must be a NumPy array; got {_describe(out)}")
-    if isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"{function}: {name!r} must have no mask of its own; got a masked array")
-    if out.dtype != dtype:
-        raise TypeError(f"{function}: {name!r} must have dtype {dtype}; got {out.dtype}")
-    if out.shape != shape:
-        raise ValueError(f"{function}: {name!r} must have shape {shape}; got {out.shape}")
-    if not out.flags.writeable:
-        raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
-    _check_repeats(function, name, out)
-    for other, array in inputs.items():
-        if array is not None and np.may_share_memory(out, array) and _overlap(out, array):
-            raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")
-    return out
-
-
-def _check_repeats(function: str, name: str, array: Array | DeviceArray) -> None:
-    """Refuse an array of which two elements share memory, as a broadcast one or a sliding window."""
-    reach = array.dtype.itemsize if 0 not in array.shape else 0
-    for stride, n in sorted((abs(stride), n) for n, stride in zip(array.shape, array.strides, strict=True) if n > 1):
-        if stride < reach:
-            raise ValueError(f"{function}: {name!r} must have memory for each element; got one that repeats some")
-        reach += stride * (n - 1)
-
-
-def _device_out(
-    function: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Any]
-) -> DeviceArray:
-    """The same on a device."""
-    from nbbce._device_arrays import overlap
-
-    if not is_on_device(out):
-        raise TypeError(f"{function}: {name!r} must be an array on the device of 'input'; got {_describe(out)}")
-    array, x = cast(Any, _device_array(function, name, out)), inputs["input"]
-    if array.library is not x.library or array.device != x.device:
-        raise TypeError(
-            f"{function}: {name!r} must be an array of {x.library.name} on device {x.device}; "
-            f"got one of {array.library.name} on device {array.device}"
-        )
-    if array.dtype != dtype:
-        raise TypeError(f"{function}: {name!r} must have dtype {dtype}; got {array.dtype}")
-    if array.shape != shape:
-        raise ValueError(f"{function}: {name!r} must have shape {shape}; got {array.shape}")
-    if array.readonly:
-        raise ValueError(f"{function}: {name!r} must be writeable; got a read-only array")
-    _check_repeats(function, name, array)
-    for other, operand in inputs.items():
-        if operand is not None and overlap(array, operand):
-            raise ValueError(f"{function}: {name!r} must not overlap {other!r} in memory; got arrays that share it")
-    return cast("DeviceArray", array)
-
-
-def _stream(function: str, value: Any) -> int:
-    """The handle of a stream, given as an integer or as an object of an array library."""
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return int(value)
-    if hasattr(value, "__cuda_stream__"):  # cuda.core, CuPy: (version, handle)
-        return int(value.__cuda_stream__()[1])
-    for name in ("cuda_stream", "ptr", "handle"):  # PyTorch, CuPy, Numba
-        if hasattr(value, name):
-            handle = getattr(value, name)
-            return int(getattr(handle, "value", handle) or 0)
-    raise TypeError(f"{function}: 'stream' must be a stream or its handle; got {_describe(value)}")
-
-
 def _take_place(call: Call, stream: Any) -> None:
     """Check that all arrays are in one place, and put the place into the call."""
     x, y = cast(Any, call.input), cast(Any, call.target)
-    if call.is_plain and stream is None and not _is_on_host(x) and not _is_on_host(y) and x.device == y.device:
+    if call.is_plain and stream is None and not is_on_host(x) and not is_on_host(y) and x.device == y.device:
         call.on_device = True
         return
     if (
@@ -399,7 +150,7 @@ def _take_place(call: Call, stream: Any) -> None:
     operands_of_call = {name: getattr(call, name) for name in operands}
     arrays = {call.input_name: call.input, call.target_name: call.target, **operands_of_call}
     places = {
-        name: "the host" if _is_on_host(array) else f"device {cast(Any, array).device}"
+        name: "the host" if is_on_host(array) else f"device {cast(Any, array).device}"
         for name, array in arrays.items()
         if array is not None
     }
@@ -412,39 +163,21 @@ def _take_place(call: Call, stream: Any) -> None:
     call.on_device = own != "the host"
     if stream is not None:
         if not call.on_device:
-            raise TypeError(f"{function}: 'stream' must be None for arrays on the host; got {_describe(stream)}")
-        call.stream = _stream(function, stream)
-
-
-def _overlap(a: Array, b: Array) -> bool:
-    """Whether two arrays share an element; if that is too hard to tell, they do."""
-    try:
-        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:
-        return True
-
-
-def _smoothing(function: str, value: Any) -> float:
-    """The share of a label that label smoothing gives away."""
-    number = _fitting(function, "label_smoothing", value)
-    if number is None:
-        raise TypeError(f"{function}: 'label_smoothing' must be a real number; got {_describe(value)}")
-    if not 0.0 <= number <= 1.0:
-        raise ValueError(f"{function}: 'label_smoothing' must be in [0, 1]; got {number}")
-    return number
+            raise TypeError(f"{function}: 'stream' must be None for arrays on the host; got {described(stream)}")
+        call.stream = checked_stream(function, stream)
 
 
 def _take_focal(call: Call, alpha: Any, gamma: Any) -> None:
     """Check `alpha` and `gamma` of the focal loss, and put them into the call."""
     function = call.function
-    exponent = _fitting(function, "gamma", gamma)
+    exponent = checked_number(function, "gamma", gamma)
     if exponent is None:
-        raise TypeError(f"{function}: 'gamma' must be a real number; got {_describe(gamma)}")
+        raise TypeError(f"{function}: 'gamma' must be a real number; got {described(gamma)}")
     if not 0.0 <= exponent < math.inf:
         raise ValueError(f"{function}: 'gamma' must be finite and at least 0; got {exponent}")
-    share = -1.0 if alpha is None else _fitting(function, "alpha", alpha)
+    share = -1.0 if alpha is None else checked_number(function, "alpha", alpha)
     if share is None:
-        raise TypeError(f"{function}: 'alpha' must be a real number or None; got {_describe(alpha)}")
+        raise TypeError(f"{function}: 'alpha' must be a real number or None; got {described(alpha)}")
     if not share <= 1.0:
         raise ValueError(f"{function}: 'alpha' must be at most 1; got {share}")
     call.focal = (exponent, 1.0, 1.0) if share < 0.0 else (exponent, share, 1.0 - share)
@@ -453,7 +186,7 @@ def _take_focal(call: Call, alpha: Any, gamma: Any) -> None:
 def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
     """Check `axis` and `keepdims`, and put into the call what they ask for."""
     function, shape = call.function, call.input.shape
-    keepdims = _flag(function, "keepdims", keepdims)
+    keepdims = checked_flag(function, "keepdims", keepdims)
     if call.reduction == "none":
         if axis is None and not keepdims:
             return
@@ -483,7 +216,7 @@ def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
     elements = math.prod(shape[d] for d in axes)
     if call.where is None:
         call.count = elements
-    elif _is_on_host(call.where):
+    elif is_on_host(call.where):
         call.counts = np.count_nonzero(call.where, axis=call.axes, keepdims=True)
         call.count = int(call.counts.min()) if call.counts.size else 0
 
@@ -506,10 +239,10 @@ def _readable(
     function: str, input: Any, target: Any, target_name: str, input_name: str
 ) -> tuple[Array, Array, np.dtype[Any]]:
     """Input and target as arrays that the loops read, and the dtype of results."""
-    x = _array(function, input_name, input)
+    x = checked_array(function, input_name, input)
     if not is_float(kind_of(x.dtype)):
         raise TypeError(f"{function}: {input_name!r} must have dtype {', '.join(FLOATS)}; got {x.dtype}")
-    y = _real(function, target_name, target, computed_in(x.dtype))
+    y = checked_real(function, target_name, target, computed_in(x.dtype))
     # Without the byte order and the metadata of the input: a dtype with metadata is equal to one without.
     result = np.dtype(x.dtype.type) if type(x) is np.ndarray else x.dtype
     if type(input) is type(target) is np.ndarray and y is target:
@@ -548,10 +281,10 @@ def checked(
     library = None if type(input) is np.ndarray else library_of(input)
     given, own = input, out
     if library is not None:
-        input = _array(function, input_name, input)
+        input = checked_array(function, input_name, input)
         if library_of(target) is not None:
-            target = _array(function, target_name, target)
-        out = _view_of_out(function, "out", out, library)
+            target = checked_array(function, target_name, target)
+        out = view_of_out(function, "out", out, library)
     of_numpy = type(input) is type(target) is np.ndarray
     is_plain = where is None and axis is None and dtype is None and grad_output is None and keepdims is False
     is_bare = weight is None and pos_weight is None and type(label_smoothing) is float and label_smoothing == 0.0
@@ -625,7 +358,7 @@ def checked(
         raise ValueError(f"{function}: 'reduction' must be one of 'mean', 'sum', 'none'; got {reduction!r}")
     on_host = isinstance(x, np.ndarray)
     # On a device the look would wait for it.
-    check = on_host if validate is None else _flag(function, "validate", validate)
+    check = on_host if validate is None else checked_flag(function, "validate", validate)
     call = Call(function, x, y, reduction, x.size, result, check, wants.value, wants.gradient)
     if target_name != "target":
         call.input_name, call.target_name = input_name, target_name
@@ -639,20 +372,21 @@ def checked(
             _take_place(call, stream)
         if x.size or reduction != "mean":
             return call
+    whose = repr(input_name)
     if weight is not None:
-        call.weight, call.weight_number = _factor(function, "weight", weight, shape, repr(input_name))
+        call.weight, call.weight_number = checked_factor(function, "weight", weight, shape, whose)
     if pos_weight is not None:
-        call.pos_weight, call.pos_weight_number = _factor(function, "pos_weight", pos_weight, shape, repr(input_name))
+        call.pos_weight, call.pos_weight_number = checked_factor(function, "pos_weight", pos_weight, shape, whose)
     if type(label_smoothing) is not float or label_smoothing != 0.0:
-        call.label_smoothing = _smoothing(function, label_smoothing)
+        call.label_smoothing = checked_smoothing(function, label_smoothing)
     if where is not None and not (isinstance(where, (bool, np.bool_)) and where):
-        call.where, call.count = _where(function, where, shape)
+        call.where, call.count = checked_where(function, where, shape)
     if family == FOCAL:
         _take_focal(call, alpha, gamma)
     if axis is not None or keepdims is not False:
         _take_axes(call, axis, keepdims)
     if dtype is not None:
-        call.dtype = _dtype(function, dtype)
+        call.dtype = checked_dtype(function, dtype)
     if grad_output is not None:
         _take_grad_output(call, grad_output)
     _take_place(call, stream)
@@ -668,12 +402,12 @@ def _take_grad_output(call: Call, grad_output: Any) -> None:
     """Check `grad_output` and put it into the call; one of the result's shape is seen along the reduced axes."""
     function, shape = call.function, call.input.shape
     inner, whose = (shape, "'input'") if call.reduction == "none" else (call.result_shape, "the loss")
-    call.grad_output, call.grad_output_number = _factor(function, "grad_output", grad_output, inner, whose)
+    call.grad_output, call.grad_output_number = checked_factor(function, "grad_output", grad_output, inner, whose)
     if call.axes is not None and call.grad_output is not None:
         kept = tuple(1 if d in call.axes else n for d, n in enumerate(shape))
         call.grad_output = call.grad_output.reshape(kept)
     if call.grad_output is not None and call.grad_output.shape != shape:
-        call.grad_output = _broadcast(call.grad_output, shape)
+        call.grad_output = broadcast(call.grad_output, shape)
 
 
 def _take_out(call: Call, out: Any) -> None:
@@ -695,28 +429,14 @@ def _take_out(call: Call, out: Any) -> None:
     }
     names = [name for name, (wants, _) in wanted.items() if wants]
     if len(names) == 1:
-        setattr(call, f"{names[0]}_out", _out(function, "out", out, wanted[names[0]][1], dtype, inputs))
+        setattr(call, f"{names[0]}_out", checked_out(function, "out", out, wanted[names[0]][1], dtype, inputs))
         return
     if not isinstance(out, tuple) or len(out) != len(names):
-        raise TypeError(f"{function}: 'out' must be a tuple of two, ({', '.join(names)}); got {_describe(out)}")
+        raise TypeError(f"{function}: 'out' must be a tuple of two, ({', '.join(names)}); got {described(out)}")
     for k, (name, array) in enumerate(zip(names, out, strict=True)):
         if array is not None:
-            inputs[f"out[{k}]"] = own = _out(function, f"out[{k}]", array, wanted[name][1], dtype, inputs)
+            inputs[f"out[{k}]"] = own = checked_out(function, f"out[{k}]", array, wanted[name][1], dtype, inputs)
             setattr(call, f"{name}_out", own)
-
-
-def _view_of_out(function: str, name: str, out: Any, library: HostLibrary) -> Any:
-    """The memory of the caller's own result arrays, which are of the library of the input."""
-    if out is None:
-        return None
-    if type(out) is tuple:
-        return tuple([_view_of_out(function, f"out[{k}]", each, library) for k, each in enumerate(out)])
-    if not library.writes:
-        raise TypeError(f"{function}: {name!r} must be None for arrays of {library.name}; got {_describe(out)}")
-    found = library_of(out)
-    if found is None or found.name != library.name:
-        raise TypeError(f"{function}: {name!r} must be an array of {library.name}; got {_describe(out)}")
-    return _array(function, name, out)
 
 
 def remember(known: dict[tuple[Any, ...], Any], key: tuple[Any, ...], made: Any, most: int) -> Any:

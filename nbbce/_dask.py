@@ -14,8 +14,9 @@ import numpy as np
 from dask.array.utils import meta_from_array
 
 from nbbce import functional
+from nbbce._arguments import checked_mask
 from nbbce._arrays import is_dask
-from nbbce._call import GRADIENT, GRADIENT_AND_HESSIAN, VALUE, Call, Results, Wants, checked, checked_mask
+from nbbce._call import GRADIENT, GRADIENT_AND_HESSIAN, VALUE, Call, Results, Wants, checked
 
 FACTORS = ("weight", "pos_weight", "grad_output")
 Operands = dict[str, Any]  # by name; after `_in_chunks` Dask arrays, numbers, and None for what a call does not have

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nbbce import functional
-from nbbce._call import _describe
+from nbbce._arguments import described
 
 __all__ = [
     "BCELoss",
@@ -65,7 +65,7 @@ def _apply(
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     for name, tensor in given.items():
         if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"nbbce.torch.{function}: {name!r} must be a tensor; got {_describe(tensor)}")
+            raise TypeError(f"nbbce.torch.{function}: {name!r} must be a tensor; got {described(tensor)}")
         if name != "input" and tensor.requires_grad and torch.is_grad_enabled():
             raise TypeError(
                 f"nbbce.torch.{function}: {name!r} must not require a gradient, which is there for the input alone; "

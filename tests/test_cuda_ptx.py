@@ -34,7 +34,7 @@ if not test_cuda_code.MISSING:
     import ptx_device
     from ptx_device import place
 
-    from nbbce import _axes_cuda, _call, _cuda
+    from nbbce import _arguments, _axes_cuda, _call, _cuda
 
 
 @pytest.fixture(scope="module")
@@ -549,7 +549,11 @@ def no_check(monkeypatch):
     def refuse(function, name, value):
         raise AssertionError(f"{name} was checked")
 
-    return lambda: monkeypatch.setattr(_call, "_array", refuse)
+    def forbid():
+        for module in (_arguments, _call):
+            monkeypatch.setattr(module, "checked_array", refuse)
+
+    return forbid
 
 
 @pytest.mark.parametrize("options", [NONE, SUM, {}, {"validate": False}], ids=str)
