@@ -189,7 +189,7 @@ def test_dense_arrays_of_many_dimensions_merge_into_one():
 class Tensor:
     """A tensor of PyTorch on a device, over the memory of a NumPy array."""
 
-    is_cuda = True
+    is_cuda, is_cpu = True, False
 
     def __init__(self, array, device=0, dtype=None, requires_grad=False, negative=False):
         self.array, self.requires_grad, self.negative = array, requires_grad, negative
