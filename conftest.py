@@ -1,4 +1,4 @@
-"""What is not imported for its doctests where packages are not installed: those of devices, as on macOS, and PyTorch."""
+"""What is not imported for its doctests where packages are missing: those of devices, as on macOS, and PyTorch."""
 
 import importlib.util
 

@@ -84,7 +84,9 @@ class Call:
     what: Hashable = field(default=None, init=False)
     """Of a plain call the function, and its numbers if there are any."""
     asked: Asked | None = field(default=None, init=False)
-    """On a device, what `again_on_device` is asked for calls like this one; None if there are none like it."""
+    """What calls like this one ask for, if they are no plain ones of NumPy arrays; None if there are none like it."""
+    ran: tuple[Any, ...] | None = field(default=None, init=False)
+    """On the host, what the last pass over the arrays was made by."""
     input_name: str = field(default="input", init=False)
     """What the function calls its input, and its target."""
     target_name: str = field(default="target", init=False)
@@ -125,8 +127,10 @@ class Call:
 Results = tuple[Any, Any]
 # A plain call of NumPy arrays, by function and numbers, reduction, arrays, whether values are looked at, and `out`.
 again_on_host: Callable[[Hashable, str, Any, Any, bool, Any], Results | None] | None = None
-# Of arrays elsewhere: what is asked for, operands that are arrays, numbers or None, and `out`.
+# A small one of them with options, or any call of arrays elsewhere: what is asked for, operands that are arrays,
+# numbers or None, and `out`.
 Asked = tuple[Hashable, tuple[Any, ...], Any]
+again_with_options: Callable[[Asked], Results | None] | None = None
 again_on_device: Callable[[Asked], Results | None] | None = None
 
 
@@ -221,11 +225,13 @@ def _take_axes(call: Call, axis: Any, keepdims: Any) -> None:
         call.count = int(call.counts.min()) if call.counts.size else 0
 
 
-def _are_comparable(numbers: tuple[Any, ...], axis: Any, keepdims: Any, dtype: Any) -> bool:
+def _are_comparable(label_smoothing: Any, alpha: Any, gamma: Any, axis: Any, keepdims: Any, dtype: Any) -> bool:
     """Whether a call that asks for the same is one with equal arguments: 1 is equal to True, which is no axis."""
     return (
-        all([type(number) in NUMBERS for number in numbers])
-        and type(axis) in (int, type(None))
+        type(label_smoothing) in NUMBERS
+        and type(alpha) in NUMBERS
+        and type(gamma) in NUMBERS
+        and (axis is None or type(axis) is int)
         and type(keepdims) is bool
         and (dtype is None or isinstance(dtype, (np.dtype, type, str)))
     )
@@ -309,11 +315,27 @@ def checked(
             results = again_on_host(what, reduction, input, target, validate is not False, out)
             if results is not None:
                 return results if library is None else in_kind(library, given, own, results)
+        if (
+            not (is_plain and input.flags.c_contiguous)
+            and out is None
+            and library is None
+            and (validate is None or type(validate) is bool)
+            and type(reduction) is str
+            and stream is None
+            and _are_comparable(label_smoothing, alpha, gamma, axis, keepdims, dtype)
+        ):
+            check = validate is not False
+            # Of chunks of Dask arrays a function wants now one of its results, now the other.
+            what = (function, wants, reduction, check, label_smoothing, alpha, gamma, axis, keepdims, dtype)
+            asked = (what, (input, target, weight, pos_weight, grad_output, where), None)
+            results = None if again_with_options is None else again_with_options(asked)
+            if results is not None:
+                return results
     elif type(reduction) is str and stream is None and (validate is None or validate is False):
         if is_plain and is_bare:
-            asked = ((function, reduction), (input, target), out)
-        elif _are_comparable((label_smoothing, alpha, gamma), axis, keepdims, dtype):
-            what = (function, reduction, label_smoothing, alpha, gamma, axis, keepdims, dtype)
+            asked = ((function, wants, reduction), (input, target), out)
+        elif _are_comparable(label_smoothing, alpha, gamma, axis, keepdims, dtype):
+            what = (function, wants, reduction, label_smoothing, alpha, gamma, axis, keepdims, dtype)
             asked = (what, (input, target, weight, pos_weight, grad_output, where), out)
         if asked is not None and again_on_device is not None:
             results = again_on_device(asked)
@@ -366,7 +388,9 @@ def checked(
         call.family, call.wants_hessian = family, wants.hessian
     if library is not None:
         call.library, call.given, call.own = library, given, own
-    call.is_plain, call.what, call.asked = is_plain and (out is None or of_numpy), what, asked
+    call.is_plain, call.what = is_plain and (out is None or of_numpy), what
+    if of_numpy or not on_host:
+        call.asked = asked
     if is_plain and is_bare and out is None:
         if stream is not None or not (on_host and isinstance(y, np.ndarray)):
             _take_place(call, stream)

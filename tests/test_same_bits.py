@@ -4,12 +4,15 @@ Run as a script this file prints a digest of many answers; tests compare those o
 threads.  With the argument `small` it leaves out those of many elements.
 """
 
+import gc
 import hashlib
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -366,7 +369,13 @@ def alike_calls():
 
 def test_calls_alike_but_for_one_thing_do_not_take_each_others_way():
     def forget():
-        for known in (_cpu._flat_vectors, _cpu._laid_out_vectors, _cpu._axes_plans, _cpu._known):
+        for known in (
+            _cpu._flat_vectors,
+            _cpu._laid_out_vectors,
+            _cpu._axes_plans,
+            _cpu._known,
+            _cpu._known_with_options,
+        ):
             known.clear()
 
     calls, alone = alike_calls(), {}
@@ -593,6 +602,147 @@ def test_call_like_one_before_that_is_wrong_is_told_so():
         binary_cross_entropy(x, y, validate=[])
 
 
+def with_options(rng, x):
+    """Options of small calls, by name."""
+    rows, columns = x.shape
+    return {
+        "weight of columns": {"weight": rng.random(columns)},
+        "weight of rows": {"weight": rng.random((rows, 1)).astype("f4")},
+        "weights": {"weight": rng.random(x.shape)[:, ::-1], "label_smoothing": 0.25},
+        "pos_weight": {"pos_weight": rng.random(columns), "weight": 2.5},
+        "mask": {"where": rng.random(x.shape) < 0.5},
+        "mask of rows": {"where": rng.random((rows, 1)) < 0.5, "weight": 3},
+        "dtype": {"dtype": "float64"},
+        "axis": {"axis": -1},
+        "first axis": {"axis": 0, "keepdims": True, "weight": rng.random(columns)},
+    }
+
+
+SMALL = [*PLAIN, sigmoid_focal_loss, sigmoid_focal_loss_value_and_grad]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "every second"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_small_call_with_options_like_one_before_is_not_checked_again(reduction, dtype, layout, no_check, monkeypatch):
+    rng = np.random.default_rng(4)
+    shape = {"contiguous": (20, 10), "transposed": (10, 20), "every second": (20, 20)}[layout]
+    calls, expected = [], []
+    for options in with_options(rng, np.empty((20, 10))).values():
+        for function in SMALL:
+            names = inspect.signature(function).parameters
+            if ("axis" in options and reduction == "none") or not options.keys() <= names.keys():
+                continue
+            for _ in range(2):  # what is given again is elsewhere
+                x, y = (rng.random(shape).astype(dtype) for _ in range(2))
+                if layout != "contiguous":
+                    x, y = (x.T, y.T) if layout == "transposed" else (x[:, ::2], y[:, ::2])
+                if "grad_output" in names and reduction == "none" and "weight" in options:
+                    options = options | {"grad_output": rng.random((20, 10))}
+                here = {name: v.copy() if isinstance(v, np.ndarray) else v for name, v in options.items()}
+                calls.append(lambda f=function, x=x, y=y, o=here: f(x, y, reduction=reduction, **o))
+                with monkeypatch.context() as patch:
+                    patch.setattr(_call, "again_with_options", None)
+                    expected.append(digest_of(calls[-1]()))
+            calls[-2]()
+    assert [digest_of(call()) for call in calls] == expected
+    no_check()
+    assert [digest_of(call()) for call in calls] == expected
+
+
+def test_small_call_that_differs_in_one_thing_from_one_before_is_checked(no_check):
+    x, y, w = (a.reshape(20, 10) for a in three(200, "float32"))
+    mask = y > 0.5
+    known = {"weight": w, "where": mask, "label_smoothing": 0.5, "axis": None, "keepdims": False, "dtype": None}
+    binary_cross_entropy(x, y, **known)
+    binary_cross_entropy(x, y, axis=1)
+    binary_cross_entropy(x, y, 2.0, axis=1)
+    no_check()
+    binary_cross_entropy(x, y, **known)
+    for change in (
+        {"weight": w.astype("f8")},
+        {"weight": w[0]},
+        {"weight": w[:, ::-1]},
+        {"weight": np.asfortranarray(w)},
+        {"weight": np.float32(2.0)},
+        {"weight": np.array(2.0)},
+        {"weight": -0.0},
+        {"where": mask[:1]},
+        {"label_smoothing": 0.25},
+        {"axis": 1},
+        {"keepdims": True},
+        {"dtype": "float64"},
+        {"validate": False},
+        {"reduction": "sum"},
+        {"pos_weight": 1.0},
+        {"out": np.zeros((), "f4")},
+    ):
+        with pytest.raises(AssertionError, match="was checked"):
+            binary_cross_entropy(x, y, **(known | change))
+    for arrays in ((x[:-1], y[:-1]), (x.T, y.T), (x.astype("f8"), y), (x, y.astype("f8")), (x, y[:, ::-1])):
+        with pytest.raises(AssertionError, match="was checked"):
+            binary_cross_entropy(*arrays, axis=1)
+    with pytest.raises(AssertionError, match="was checked"):
+        binary_cross_entropy_with_logits(x, y, axis=1)
+    for axis in (True, (1,), np.int64(1), [1]):  # equal to 1, and some an error
+        with pytest.raises(AssertionError, match="was checked"):
+            binary_cross_entropy(x, y, axis=axis)
+
+
+def test_numbers_of_small_calls_may_be_arrays_of_no_dimension():
+    x, y, _ = (a.reshape(20, 10) for a in three(200, "float32"))
+    weight = np.array(2.0)
+    for value in (2.0, 3.0, 0.0):
+        weight[...] = value
+        expected = binary_cross_entropy(x, y, np.full(10, value), "none")
+        assert np.array_equal(binary_cross_entropy(x, y, weight, "none"), expected)
+        gradient = binary_cross_entropy_grad(x, y, grad_output=weight, reduction="sum")
+        assert np.array_equal(gradient, binary_cross_entropy_grad(x, y, np.full(10, value), "sum"))
+
+
+def test_mask_of_a_small_call_may_keep_another_number_of_elements():
+    x, y, _ = (a.reshape(20, 10) for a in three(200, "float64"))
+    for shape in ((20, 10), (20, 1), (10,), ()):
+        for kept in (1, 0, 3, 5):
+            mask = np.zeros(shape, bool)
+            mask.flat[:kept] = True
+            where = np.broadcast_to(mask, x.shape)
+            if not kept:
+                with pytest.warns(RuntimeWarning, match=r"^Mean of empty slice\.$"):
+                    assert np.isnan(binary_cross_entropy(x, y, where=mask))
+                continue
+            value, gradient = binary_cross_entropy_value_and_grad(x, y, where=mask)
+            losses = binary_cross_entropy(x, y, reduction="none")[where]
+            assert np.isclose(value, losses.mean(), rtol=1e-15)
+            assert value == binary_cross_entropy(x, y, where=mask)
+            expected = binary_cross_entropy_grad(x[where], y[where])
+            assert np.array_equal(gradient[where], expected)
+            assert not gradient[~where].any()
+
+
+def test_bad_value_of_a_small_call_like_one_before_is_named():
+    x, y, w = (a.reshape(20, 10) for a in three(200, "float32"))
+    for options in ({"weight": w}, {"axis": 1}, {"axis": 0}, {"weight": w, "reduction": "none"}, {"where": w > 0}):
+        for _ in range(2):
+            binary_cross_entropy(x, y, **options)
+        bad = x.copy()
+        bad[3, 4] = 1.5
+        with pytest.raises(ValueError, match=r"values must be in \[0, 1\]; got input\[3, 4\] = 1\.5"):
+            binary_cross_entropy(bad, y, **options)
+        for _ in range(2):
+            assert np.isnan(binary_cross_entropy(bad, y, validate=False, **options)).any()
+
+
+def test_no_array_is_kept_by_what_is_remembered_of_small_calls():
+    x, y, w = (a.reshape(20, 10).copy() for a in three(200, "float32"))
+    options = {"weight": w, "where": w > 0.1, "grad_output": np.ones((20, 10)), "reduction": "none"}
+    made = [binary_cross_entropy_value_and_grad(x, y, **options) for _ in range(3)]
+    kept = [weakref.ref(array) for array in (x, y, w, *options.values(), *sum(made, ())) if hasattr(array, "shape")]
+    del x, y, w, options, made
+    gc.collect()
+    assert [array() for array in kept] == [None] * 12
+
+
 def test_what_is_remembered_of_calls_has_a_limit(monkeypatch):
     monkeypatch.setattr(_cpu, "MOST_VECTORS", 10)
     known = (_cpu._flat_vectors, _cpu._laid_out_vectors, _cpu._axes_plans)
@@ -609,6 +759,7 @@ def test_what_is_remembered_of_calls_has_a_limit(monkeypatch):
         binary_cross_entropy(x[:size], x[:size], x[:size])
         binary_cross_entropy(x[:size, None], x[:size, None], axis=0)
         assert [len(vectors) for vectors in known] == [(size - 1) % 10 + 1] * 3
+        assert 0 < len(_cpu._known_with_options) <= 10
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
