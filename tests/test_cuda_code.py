@@ -342,6 +342,7 @@ def test_text_of_every_formula_is_that_of_the_cpu():
     assert {name.split("_float")[0] for name in own} == {"factor", "larger", "soft_bits_of", *rows}
 
 
+@needs_compiler
 def test_numbers_that_decide_the_tree_are_those_of_the_cpu():
     from nbbce import _generated_cpu, _generated_cuda
 
