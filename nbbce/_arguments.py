@@ -14,6 +14,7 @@ from nbbce._arrays import (
     DEVICE_KINDS,
     FLOATS,
     Array,
+    bfloat16,
     broadcast_strides,
     is_array,
     is_on_device,
@@ -199,8 +200,9 @@ def checked_where(function: str, value: Any, shape: tuple[int, ...]) -> tuple[Ar
 
 def checked_dtype(function: str, value: Any) -> np.dtype[Any]:
     """The result dtype that the caller names."""
+    named = str(value).removeprefix("torch.") if type(value).__module__ == "torch" else value
     try:
-        dtype: np.dtype[Any] = np.dtype(value)
+        dtype: np.dtype[Any] = bfloat16() if type(named) is str and named == "bfloat16" else np.dtype(named)
     except (TypeError, ValueError):
         raise TypeError(f"{function}: 'dtype' must be one of {', '.join(FLOATS)}; got {value!r}") from None
     if kind_of(dtype) not in FLOATS:
@@ -240,6 +242,12 @@ def _check_repeats(function: str, name: str, array: Array | DeviceArray) -> None
         reach += stride * (n - 1)
 
 
+def _check_history(function: str, name: str, out: Any) -> None:
+    """Refuse a tensor of PyTorch whose gradient would not know what was written to it."""
+    if getattr(out, "requires_grad", False):
+        raise TypeError(f"{function}: {name!r} must not require a gradient; got a tensor that does")
+
+
 def _device_out(
     function: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Any]
 ) -> DeviceArray:
@@ -248,6 +256,7 @@ def _device_out(
 
     if not is_on_device(out):
         raise TypeError(f"{function}: {name!r} must be an array on the device of 'input'; got {described(out)}")
+    _check_history(function, name, out)
     array, x = cast(Any, _device_array(function, name, out)), inputs["input"]
     if array.library is not x.library or array.device != x.device:
         raise TypeError(
@@ -306,6 +315,7 @@ def view_of_out(function: str, name: str, out: Any, library: HostLibrary) -> Any
         return tuple([view_of_out(function, f"out[{k}]", each, library) for k, each in enumerate(out)])
     if not library.writes:
         raise TypeError(f"{function}: {name!r} must be None for arrays of {library.name}; got {described(out)}")
+    _check_history(function, name, out)
     found = library_of(out)
     if found is None or found.name != library.name:
         raise TypeError(f"{function}: {name!r} must be an array of {library.name}; got {described(out)}")

@@ -386,6 +386,7 @@ def _again(asked: Asked) -> tuple[Any, Any] | None:
             return None
         for (k, place), given, address in zip(own, _outs_of(out), addresses[len(operands) :], strict=True):
             results[k], arguments[place] = given, address
+            like.library.note_written(given)
     x = like.moved(addresses[0], operands[0])
     library, device = x.library, x.device
     with compiler.on_device(device):
@@ -426,7 +427,10 @@ def run(call: Call) -> tuple[Any, Any]:
                 results = _run(call, launch)
         if launch.keeps:
             compiler.keep_until_done(launch.device, launch.stream, launch.keeps)
-        if call.asked is not None and len(launch.launched) == 1:
+        for array in _outs(call):
+            if array is not None:
+                launch.library.note_written(array.owner)
+        if call.asked is not None and len(launch.launched) == 1 and cast(Any, call.input).size:
             _remember(call, launch, results)
         finished, stream = launch.library.finished, launch.stream
         value, gradient, hessian = (None if array is None else finished(array, stream) for array in results)

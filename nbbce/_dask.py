@@ -30,7 +30,8 @@ def run(operands: Operands, out: Any, wants: Wants, whole: dict[str, Any], each:
     function = each["function"]
     if out is not None:
         raise TypeError(f"{function}: 'out' must be None for Dask arrays, which are not written to; got an array")
-    stands = {name: _stand_in(function, name, operand) for name, operand in operands.items()}
+    called = {"input": each["input_name"], "target": each["target_name"]}
+    stands = {name: _stand_in(function, called.get(name, name), operand) for name, operand in operands.items()}
     mask = stands.pop("where")
     # A call with `where` is not run at once, as one like it might have been before; a sum of nothing is no warning yet.
     reduction = whole.pop("reduction")

@@ -186,6 +186,9 @@ class Library:
         """What the caller gets, once the kernel that writes it is launched."""
         return array
 
+    def note_written(self, array: Any) -> None:
+        """Let the library know that an array of the caller's is written to."""
+
 
 class Torch(Library):
     """PyTorch.  Results do not require a gradient."""
@@ -277,6 +280,9 @@ class Torch(Library):
 
     def full(self, shape: tuple[int, ...], value: float, dtype: np.dtype[Any], like: DeviceArray, stream: int) -> Any:
         return self.torch.full(shape, value, dtype=self._dtype(dtype), device=like.owner.device)
+
+    def note_written(self, array: Any) -> None:
+        self.torch.autograd.graph.increment_version(array)  # or a gradient that needs what was there would be wrong
 
 
 class Cupy(Library):

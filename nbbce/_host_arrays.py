@@ -36,8 +36,11 @@ class HostLibrary:
         return np.empty(shape, dtype)
 
     def taken(self, result: Any, like: Any) -> Any:
-        """A result as an array of the library, of the device of `like`."""
+        """A result as an array of the library, where `like` is."""
         raise NotImplementedError
+
+    def note_written(self, array: Any) -> None:
+        """Let the library know that an array of the caller's has been written to."""
 
 
 class Torch(HostLibrary):
@@ -62,6 +65,9 @@ class Torch(HostLibrary):
         if values.dtype.name == "bfloat16":
             return self.torch.from_numpy(values.view(np.int16)).view(self.torch.bfloat16)
         return self.torch.from_numpy(values)
+
+    def note_written(self, array: Any) -> None:
+        self.torch.autograd.graph.increment_version(array)  # or a gradient that needs what was there would be wrong
 
 
 class Jax(HostLibrary):
@@ -91,7 +97,9 @@ class Jax(HostLibrary):
         return memory[start : start + size].view(dtype).reshape(shape)
 
     def taken(self, result: Any, like: Any) -> Any:
-        return self.jax.device_put(result, next(iter(like.devices())))
+        # As results of JAX's own: where the input is if that was asked for, and else where JAX will.
+        asked_for = like.committed and (len(like.devices()) == 1 or result.shape == like.shape)
+        return self.jax.device_put(result, like.sharding) if asked_for else self.jax.device_put(result)
 
 
 LIBRARIES = {"torch": ("Tensor", Torch), "jax": ("Array", Jax)}
@@ -121,8 +129,11 @@ def _library_that_has(array: object) -> HostLibrary | None:
 def in_kind(library: HostLibrary, like: Any, out: Any, results: tuple[Any, Any]) -> tuple[Any, Any]:
     """Results as arrays of the library: the caller's own, where `out` has one, and new ones beside `like`."""
     own = out if type(out) is tuple else (out, out)
-    value, other = (
-        None if result is None else library.taken(result, like) if given is None else given
-        for result, given in zip(results, own, strict=True)
-    )
-    return value, other
+    found: list[Any] = [None, None]
+    for k, (result, given) in enumerate(zip(results, own, strict=True)):
+        if result is not None and given is not None:
+            library.note_written(given)
+            found[k] = given
+        elif result is not None:
+            found[k] = library.taken(result, like)
+    return found[0], found[1]

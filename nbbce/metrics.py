@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from nbbce import functional
+from nbbce._arguments import checked_array, described
 from nbbce._call import checked
+from nbbce._host_arrays import library_of
 
 __all__ = ["log_loss"]
 
@@ -31,7 +33,8 @@ def log_loss(
     ----------
     y_true : array or list, of shape (samples,)
         The class of each sample.  Without `labels` 0 or 1, False or True, or its probability in [0, 1], which
-        scikit-learn does not take; strings, of which there must be two, as if `labels` named them.
+        scikit-learn does not take; in lists, in arrays of NumPy and in pandas also strings, of which there must be
+        two, as if `labels` named them.
     y_proba : array or list of floats, of shape (samples,), (samples, 1) or (samples, 2)
         Predicted probabilities of the positive class; of two columns it is the last one.
     normalize : bool, default: True
@@ -49,7 +52,7 @@ def log_loss(
     Raises
     ------
     TypeError
-        If a dtype is none of a probability or of a weight.
+        If an argument is neither an array nor a list, or a dtype is none of a probability or of a weight.
     ValueError
         If shapes do not fit, there is no sample, there are not two classes, a class is not among `labels`, the
         weights add up to 0, or a value is outside [0, 1].
@@ -71,7 +74,8 @@ def log_loss(
     >>> log_loss([1, 0, 0, 1], [0.9, 0.1, 0.2, 0.65], sample_weight=[1, 1, 1, 5])
     0.3234723953865167
     """
-    y_true, y_proba, sample_weight = _array(y_true), _array(y_proba, np.float64), _array(sample_weight)
+    y_true, y_proba = _array("y_true", y_true), _array("y_proba", y_proba, np.float64)
+    sample_weight = None if sample_weight is None else _array("sample_weight", sample_weight)
     if len(y_proba.shape) == 2 and y_proba.shape[1] in (1, 2):
         y_proba = y_proba[:, -1]
     if len(y_proba.shape) != 1:
@@ -99,26 +103,40 @@ def log_loss(
     loss = float(functional._run(call)[0])
     if sample_weight is None or not normalize:
         return loss
-    total = float(sample_weight.sum(**({"dtype": np.float64} if isinstance(sample_weight, np.ndarray) else {})))
+    total = float(_in_float64(sample_weight).sum())
     if total == 0.0:
         raise ValueError(f"{_NAME}: 'sample_weight' must not add up to 0; got {total}")
     return loss / total
 
 
-def _array(value: Any, dtype: Any = None) -> Any:
-    """A list, or what pandas has, as the array that it means; what is an array stays where it is."""
+def _array(name: str, value: Any, dtype: Any = None) -> Any:
+    """A list, or what pandas or a library of the host has, as an array of NumPy; what is elsewhere stays there."""
     if isinstance(value, (list, tuple)):
         return np.asarray(value, dtype)
-    return value.to_numpy() if hasattr(value, "to_numpy") else value
+    value = value.to_numpy() if hasattr(value, "to_numpy") else value
+    if library_of(value) is not None:
+        return checked_array(_NAME, name, value)
+    if not hasattr(value, "shape") or isinstance(value, np.generic):
+        raise TypeError(f"{_NAME}: {name!r} must be an array or a list; got {described(value)}")
+    return value
+
+
+def _in_float64(array: Any) -> Any:
+    """The array in float64, whose sum is as exact as that of the losses."""
+    return array.double() if hasattr(array, "double") else array.astype(np.float64)
 
 
 def _is_positive(y_true: Any, labels: Any) -> Any:
     """Whether each sample is of the class that is sorted last."""
-    classes = np.unique(_array(labels))
+    try:
+        classes = np.unique(_array("labels", labels))
+    except TypeError:  # as of words and None
+        raise TypeError(f"{_NAME}: classes must be of one kind, which can be sorted; got several") from None
     if len(classes) != 2:
         raise ValueError(f"{_NAME}: there must be two classes; got {classes.tolist()}")
     negative, positive = classes.tolist()
     found = y_true == positive
-    if not bool((found | (y_true == negative)).all()):
+    # An array of numbers is not equal to a word: neither is an array of its elements.
+    if isinstance(found, bool) or not bool((found | (y_true == negative)).all()):
         raise ValueError(f"{_NAME}: 'y_true' must hold the classes {negative!r} and {positive!r} alone; got another")
     return found

@@ -6,13 +6,13 @@ but these tensors is kept in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from nbbce import functional
 from nbbce._arguments import described
+from nbbce._call import FOCAL, GRADIENT, LOGITS, PROBABILITIES, VALUE, Results, Wants, checked
 
 __all__ = [
     "BCELoss",
@@ -25,53 +25,70 @@ __all__ = [
 Tensor = Any  # torch.Tensor; PyTorch is not there for who checks types without it
 
 
+class _Kind(NamedTuple):
+    """A loss, and what it calls its input and its target."""
+
+    function: str
+    family: str
+    input_name: str = "input"
+    target_name: str = "target"
+
+
+def _results(kind: _Kind, wants: Wants, tensors: dict[str, Tensor], options: dict[str, Any]) -> Results:
+    """What is wanted of a loss of tensors: 'input', 'target', and 'weight', 'pos_weight', 'where' if they are given."""
+    given: dict[str, Any] = {"weight": None} | tensors | options
+    call = checked(
+        f"{__name__}.{kind.function}",
+        **given,
+        wants=wants,
+        family=kind.family,
+        input_name=kind.input_name,
+        target_name=kind.target_name,
+    )
+    return functional._run(call)
+
+
 class _Loss(torch.autograd.Function):  # type: ignore[misc]
-    """A loss to autograd: `gradient` gives what it sends back to the input."""
+    """A loss to autograd."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        loss: Callable[..., Tensor],
-        gradient: Callable[..., Tensor],
-        options: dict[str, Any],
-        validate: bool | None,
-        names: tuple[str, ...],
-        *tensors: Tensor,
+        ctx: Any, kind: _Kind, options: dict[str, Any], validate: bool | None, names: tuple[str, ...], *tensors: Tensor
     ) -> Tensor:
         """The loss of tensors of these names, of which the first is the input."""
         ctx.save_for_backward(*tensors)
-        ctx.gradient, ctx.options, ctx.names = gradient, options, names
-        return loss(**dict(zip(names, tensors, strict=True)), **options, validate=validate)
+        ctx.kind, ctx.options, ctx.names = kind, options, names
+        given = dict(zip(names, tensors, strict=True))
+        input = given["input"]
+        # As PyTorch's own, which autocast gives float32; the scale of a loss is often more than float16 holds.
+        wide = input.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(input.device.type)
+        return _results(kind, VALUE, given, {**options, "validate": validate, "dtype": "float32" if wide else None})[0]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient, for the tensor that has one; what is looked at forward is not looked at again."""
         if torch.is_grad_enabled():  # or a second derivative would silently be 0
             raise NotImplementedError("losses of nbbce.torch must be derived once; got create_graph=True")
-        tensors = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        gradient = ctx.gradient(**tensors, **ctx.options, grad_output=grad_output, validate=False)
-        return (*(None,) * 5, gradient, *(None,) * (len(tensors) - 1))
+        given = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        options = {**ctx.options, "validate": False, "grad_output": grad_output}
+        gradient = _results(ctx.kind, GRADIENT, given, options)[1]
+        return (*(None,) * 4, gradient, *(None,) * (len(given) - 1))
 
 
-def _apply(
-    function: str,
-    loss: Callable[..., Tensor],
-    gradient: Callable[..., Tensor],
-    options: dict[str, Any],
-    validate: bool | None,
-    **tensors: Tensor | None,
-) -> Tensor:
+def _apply(kind: _Kind, options: dict[str, Any], validate: bool | None, **tensors: Tensor | None) -> Tensor:
     """Check that the arguments are tensors that may be derived by the input alone, and apply the loss."""
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    for name, tensor in given.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"nbbce.torch.{function}: {name!r} must be a tensor; got {described(tensor)}")
-        if name != "input" and tensor.requires_grad and torch.is_grad_enabled():
+    called = {"input": kind.input_name, "target": kind.target_name}
+    for name, tensor in tensors.items():
+        shown = f"nbbce.torch.{kind.function}: {called.get(name, name)!r}"
+        if not isinstance(tensor, torch.Tensor) and (tensor is not None or name in called):
+            raise TypeError(f"{shown} must be a tensor; got {described(tensor)}")
+        if name != "input" and tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             raise TypeError(
-                f"nbbce.torch.{function}: {name!r} must not require a gradient, which is there for the input alone; "
+                f"{shown} must not require a gradient, which is there for the input alone; "
                 "got one that does (see torch.Tensor.detach)"
             )
-    return _Loss.apply(loss, gradient, options, validate, tuple(given), *given.values())
+    return _Loss.apply(kind, options, validate, tuple(given), *given.values())
 
 
 def binary_cross_entropy(
@@ -106,7 +123,8 @@ def binary_cross_entropy(
     Returns
     -------
     torch.Tensor
-        The loss, of the dtype of `input`, which can be derived with respect to it, once.
+        The loss, of the dtype of `input` (under autocast of at least float32), which can be derived with respect to
+        it, once; not by ``torch.func``.
 
     Raises
     ------
@@ -132,9 +150,7 @@ def binary_cross_entropy(
     tensor([-2.0000,  1.3333,  1.0000])
     """
     return _apply(
-        "binary_cross_entropy",
-        functional.binary_cross_entropy,
-        functional.binary_cross_entropy_grad,
+        _Kind("binary_cross_entropy", PROBABILITIES),
         {"reduction": reduction, "label_smoothing": label_smoothing},
         validate,
         input=input,
@@ -169,7 +185,7 @@ def binary_cross_entropy_with_logits(
     Returns
     -------
     torch.Tensor
-        The loss, of the dtype of `input`, which can be derived with respect to it, once.
+        The loss, which can be derived with respect to `input`, as that of `binary_cross_entropy`.
 
     Raises
     ------
@@ -189,9 +205,7 @@ def binary_cross_entropy_with_logits(
     tensor([4.1399e-08, 4.1399e-08], grad_fn=<_LossBackward>)
     """
     return _apply(
-        "binary_cross_entropy_with_logits",
-        functional.binary_cross_entropy_with_logits,
-        functional.binary_cross_entropy_with_logits_grad,
+        _Kind("binary_cross_entropy_with_logits", LOGITS),
         {"reduction": reduction, "label_smoothing": label_smoothing},
         validate,
         input=input,
@@ -227,7 +241,7 @@ def sigmoid_focal_loss(
     Returns
     -------
     torch.Tensor
-        The loss, of the dtype of `inputs`, which can be derived with respect to it, once.
+        The loss, which can be derived with respect to `inputs`, as that of `binary_cross_entropy`.
 
     Raises
     ------
@@ -246,9 +260,7 @@ def sigmoid_focal_loss(
     tensor([4.3322e-02, 2.1891e-27])
     """
     return _apply(
-        "sigmoid_focal_loss",
-        functional.sigmoid_focal_loss,
-        lambda *arrays, **options: functional.sigmoid_focal_loss_value_and_grad(*arrays, **options)[1],
+        _Kind("sigmoid_focal_loss", FOCAL, "inputs", "targets"),
         {"reduction": reduction, "alpha": alpha, "gamma": gamma},
         None,
         input=inputs,

@@ -50,13 +50,16 @@ class Memory:
         shadow = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         self.unwritten = np.frombuffer(shadow, np.bool_)
         """Of each byte, whether a kernel is to write it before one reads it."""
+        self.starts: list[int] = []
+        self.ends: list[int] = []
         self.free()
 
     def free(self) -> None:
         """Forget what was allocated."""
+        for start, end in zip(self.starts, self.ends, strict=True):
+            self.unwritten[start : min(end, start + self.FILLED)] = False
         self.end = 0
-        self.starts: list[int] = []
-        self.ends: list[int] = []
+        self.starts, self.ends = [], []
 
     def allocate(self, size: int, offset: int = 0, unwritten: bool = False) -> np.ndarray[Any, Any]:
         """New bytes, `offset` of them behind a multiple of 256, with a gap before and after that nobody may touch.

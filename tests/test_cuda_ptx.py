@@ -599,10 +599,11 @@ def test_call_into_arrays_like_one_before_is_not_checked_again_unless_they_overl
     a, b = place(x), place(y)
     expected = BOTH(x, y, **NONE)
     outs = tuple(place(np.zeros_like(x)) for _ in range(2))
-    BOTH(a, b, **NONE, out=outs)
-    BOTH(a, b, **NONE, out=(None, outs[1]))
+    of_either = (outs, (None, outs[1]), (outs[0], None))
+    for own in of_either:
+        BOTH(a, b, **NONE, out=own)
     no_check()
-    for own in ((outs[0], outs[1]), (None, outs[1])):
+    for own in of_either:
         for array in outs:
             array.values[...] = 7.0
         found = BOTH(a, b, **NONE, out=own)

@@ -231,6 +231,7 @@ def libraries(monkeypatch):
     """Modules that stand for PyTorch and CuPy, whose current streams are 0x70 and 0xc0; and a driver."""
     torch, cupy = ModuleType("torch"), ModuleType("cupy")
     torch.Tensor = Tensor
+    torch.autograd = SimpleNamespace(graph=SimpleNamespace(increment_version=lambda tensor: None))
     torch.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=0x70 + device))
     cupy.ndarray = CupyArray
     current = SimpleNamespace(ptr=0xC0)

@@ -35,7 +35,7 @@ class Tensor:
 
     def __init__(self, values, dtype=None, requires_grad=False, is_cpu=True):
         self.values, self.dtype = values, f"torch.{dtype or values.dtype.name}"
-        self.requires_grad, self.is_cpu = requires_grad, is_cpu
+        self.requires_grad, self.is_cpu, self._version = requires_grad, is_cpu, 0
 
     def detach(self):
         return Tensor(self.values, self.dtype[6:])
@@ -55,10 +55,10 @@ class Tensor:
 class JaxArray:
     """Stands for one of JAX, which nobody may write to."""
 
-    def __init__(self, values, platform="cpu"):
+    def __init__(self, values, platform="cpu", sharding=None):
         self.values = values.view()
         self.values.flags.writeable = False
-        self.platform = platform
+        self.shape, self.platform, self.sharding, self.committed = values.shape, platform, sharding, bool(sharding)
 
     def devices(self):
         return (SimpleNamespace(platform=self.platform),) if self.platform else 1 / 0
@@ -100,9 +100,14 @@ class Jax(_Library):
         return np.asarray(array)
 
 
+def increment_version(tensor):
+    tensor._version += 1
+
+
 def stand_in(name):
     module = ModuleType(name)
     if name == "torch":
+        module.autograd = SimpleNamespace(graph=SimpleNamespace(increment_version=increment_version))
         module.Tensor, module.from_numpy, module.bfloat16, module.int16 = (
             Tensor,
             Tensor,
@@ -110,7 +115,8 @@ def stand_in(name):
             "torch.int16",
         )
     else:
-        module.Array, module.device_put = JaxArray, lambda array, device=None: JaxArray(np.asarray(array))
+        module.Array = JaxArray
+        module.device_put = lambda array, sharding=None: JaxArray(np.asarray(array), sharding=sharding)
     return module
 
 
@@ -252,6 +258,37 @@ def test_tensors_for_results_are_filled_and_given_back(torch, dtype, rng):
         assert_in_kind(torch, number, mean)
 
 
+def test_tensors_that_are_written_are_known_to_have_changed(torch, rng):
+    x, y = pair(rng)
+    out = torch.place(np.zeros_like(x))
+    for count in (1, 2, 3):
+        LOSS(torch.place(x), torch.place(y), reduction="none", out=out)
+        assert out._version == count
+    BOTH(torch.place(x), torch.place(y), reduction="none", out=(None, out))
+    assert out._version == 4
+
+
+def test_tensor_for_results_may_not_require_a_gradient(torch, rng):
+    x, y = pair(rng)
+    out = torch.place(np.zeros_like(x))
+    out.requires_grad = True
+    with pytest.raises(
+        TypeError, match=r"^binary_cross_entropy: 'out' must not require a gradient; got a tensor that "
+    ):
+        LOSS(torch.place(x), torch.place(y), reduction="none", out=out)
+    assert not torch.fetch(out.detach()).any()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_dtype_of_results_may_be_one_of_the_library(dtype, rng):
+    torch = pytest.importorskip("torch")
+    x, y = map(torch.from_numpy, pair(rng))
+    for named in (dtype, getattr(torch, dtype)):
+        assert LOSS(x, y, dtype=named).dtype == getattr(torch, dtype)
+    with pytest.raises(TypeError, match=r"^binary_cross_entropy: 'dtype' must be one of float16, .*; got int8$"):
+        LOSS(x, y, dtype=torch.int8)
+
+
 def test_array_for_results_is_of_the_library_of_the_input(torch, rng):
     x, y = pair(rng)
     a, b, out = torch.place(x), torch.place(y), np.zeros_like(x)
@@ -338,6 +375,27 @@ def test_jax_takes_results_over_without_a_copy(jax, size, rng, monkeypatch):
             own = result.values.ctypes.data if jax.type is JaxArray else result.unsafe_buffer_pointer()
             assert own == start
         taken.clear()
+
+
+def test_results_are_where_the_input_is_if_that_was_asked_for(request, monkeypatch, rng):
+    jax = library_named("jax", request, monkeypatch)
+    x, y = pair(rng)
+    for sharding in (None, "there"):
+        value, gradient = BOTH(JaxArray(x, sharding=sharding), JaxArray(y))
+        assert (value.sharding, gradient.sharding) == (sharding, sharding)
+    monkeypatch.setattr(JaxArray, "devices", lambda self: [SimpleNamespace(platform="cpu")] * 2)
+    value, gradient = BOTH(JaxArray(x, sharding="spread"), JaxArray(y))
+    assert (value.sharding, gradient.sharding) == (None, "spread")
+    assert_in_kind(jax, (value, gradient), BOTH(x, y))
+
+
+def test_results_of_jax_go_with_arrays_anywhere_as_its_own_do(request, monkeypatch, rng):
+    jax = library_named("real jax", request, monkeypatch)
+    x, y = map(jax.place, pair(rng))
+    assert [result.committed for result in BOTH(x, y)] == [False, False]
+    x = jax.module.device_put(x, jax.module.sharding.SingleDeviceSharding(jax.module.devices()[0]))
+    if x.committed:
+        assert [result.committed for result in BOTH(x, y)] == [True, True]
 
 
 @pytest.mark.parametrize("platform", ["tpu", None])

@@ -13,6 +13,7 @@ NAME = "nbbce.metrics.log_loss"
 TRUTH = np.array([1, 0, 0, 1, 1])
 PROBABILITIES = np.array([0.9, 0.1, 0.2, 0.65, 1e-9])
 WEIGHTS = np.array([1.0, 2.0, 0.5, 3.0, 0.25])
+LETTERS = {"labels": ["a", "b"]}
 TWO_COLUMNS = np.stack([1 - PROBABILITIES, PROBABILITIES], axis=1)
 
 
@@ -106,9 +107,48 @@ def test_arrays_that_are_not_of_numpy_are_read_where_they_are():
     assert abs(weighted - float(exact(weights=WEIGHTS))) < 1e-15
 
 
+def of_torch():
+    return pytest.importorskip("torch").from_numpy
+
+
+def of_jax():
+    return pytest.importorskip("jax.numpy").asarray
+
+
+def of_dask():
+    return pytest.importorskip("dask.array").from_array
+
+
+@pytest.mark.parametrize("kind", [of_torch, of_jax, of_dask])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_weights_of_any_library_are_added_up_in_float64(kind, dtype):
+    # 200,000 of 1 are more than float16 holds; 1 + 2^-10 are added up to more than 2^24, behind which float32 rounds.
+    array = kind()
+    p, y = np.full(200_000, 0.75, "f4"), np.zeros(200_000, bool)
+    weights = np.full(200_000, 1 + 2**-10, dtype)
+    weights[::2] = 1
+    loss = log_loss(array(y), array(p), sample_weight=array(weights))
+    assert abs(loss / float(reference.mp.log(4)) - 1) < 2**-25
+
+
 @pytest.mark.parametrize(
     ("error", "message", "arguments", "options"),
     [
+        (TypeError, "'y_true' must be an array or a list; got 1", (1, [0.5]), {}),
+        (TypeError, "'y_proba' must be an array or a list; got NoneType", ([1], None), {}),
+        (TypeError, "'sample_weight' must be an array or a list; got 2.0", ([1], [0.5]), {"sample_weight": 2.0}),
+        (
+            TypeError,
+            "classes must be of one kind, which can be sorted; got several",
+            ([1], [0.5]),
+            {"labels": ["a", None]},
+        ),
+        (
+            ValueError,
+            "'y_true' must hold the classes 'a' and 'b' alone; got another",
+            ([1], [0.5]),
+            {"labels": ["a", "b"]},
+        ),
         (ValueError, "values must be in [0, 1]; got y_true[1] = 2", ([1, 2], [0.5, 0.5]), {}),
         (ValueError, "values must be in [0, 1]; got y_proba[0] = 1.5", ([1, 0], [1.5, 0.5]), {}),
         (ValueError, "'y_true' must have the shape of 'y_proba', (2,); got (3,)", ([1, 0, 1], [0.5, 0.5]), {}),

@@ -149,7 +149,7 @@ def test_without_a_gradient_there_is_no_history(name, generator):
 
 def test_value_out_of_its_domain_is_told_or_nan(generator):
     x, y = torch.tensor([0.5, 1.5], requires_grad=True), torch.tensor([1.0, 0.0])
-    with pytest.raises(ValueError, match=r"^binary_cross_entropy: values must be in \[0, 1\]; got input\[1\] = 1\.5$"):
+    with pytest.raises(ValueError, match=r"^nbbce\.torch\.binary_cross_entropy: .*; got input\[1\] = 1\.5$"):
         ours.binary_cross_entropy(x, y)
     loss = ours.binary_cross_entropy(x, y, reduction="none", validate=False)
     loss.sum().backward()
@@ -174,6 +174,31 @@ def test_argument_that_is_no_tensor_or_wants_a_gradient_of_its_own_is_named(mess
     options = {"input": torch.full((3,), 0.5), "target": torch.ones(3)} | options
     with pytest.raises(TypeError, match=f"^{re.escape(f'nbbce.torch.binary_cross_entropy: {message}')}$"):
         ours.binary_cross_entropy(**options)
+
+
+def test_arguments_of_the_focal_loss_are_named_as_it_names_them():
+    x = torch.zeros(3)
+    with pytest.raises(TypeError, match=r"^nbbce\.torch\.sigmoid_focal_loss: 'targets' must be a tensor; got list$"):
+        ours.sigmoid_focal_loss(x, [1.0] * 3)
+    with pytest.raises(TypeError, match=r"^nbbce\.torch\.sigmoid_focal_loss: 'inputs' must be a tensor; got NoneType$"):
+        ours.sigmoid_focal_loss(None, x)
+    message = r"^nbbce\.torch\.sigmoid_focal_loss: 'targets' must have the shape of 'inputs', \(3,\); got \(2,\)$"
+    with pytest.raises(ValueError, match=message):
+        ours.sigmoid_focal_loss(x, x[:2])
+
+
+@of_each
+def test_under_autocast_losses_are_float32_as_those_of_pytorch_so_that_their_scale_fits(name, generator):
+    x, y = pair(name, generator, dtype=torch.float16)
+    x.requires_grad = True
+    with torch.autocast("cpu", torch.float16):
+        loss = getattr(ours, name)(x, y, reduction="mean")
+    (loss * 2.0**17).backward()
+    value, _ = FUNCTIONS[name](x.detach(), y, reduction="mean", dtype="float32")
+    _, gradient = FUNCTIONS[name](x.detach(), y, reduction="mean", grad_output=2.0**17)
+    assert_equal(loss, value)
+    assert_equal(x.grad, gradient)
+    assert x.grad.isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------------------ modules

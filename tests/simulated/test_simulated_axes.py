@@ -311,7 +311,8 @@ def test_lanes_of_every_width_have_room():
 # ------------------------------------------------------------------------------------------------------------ grids
 @pytest.mark.parametrize(("multiprocessors", "resident"), [(1, 1), (1, 3), (7, 2)])
 def test_grid_makes_no_difference_to_the_bits(multiprocessors, resident, launched, rng, monkeypatch):
-    monkeypatch.setattr(_cuda, "_kernels", {})
+    for name in ("_kernels", "_known"):
+        monkeypatch.setattr(_cuda, name, {})
     monkeypatch.setattr(_cuda.compiler, "multiprocessors", lambda device: multiprocessors)
     monkeypatch.setattr(_cuda.compiler, "resident", lambda kernel, threads: resident)
     for dtype in ("float32", "float64"):
