@@ -284,14 +284,17 @@ def checked(
     What the functions take comes in the order of their signatures, then what they want: by keyword it would take 0.2 us
     more.
     """
-    library = None if type(input) is np.ndarray else library_of(input)
-    given, own = input, out
-    if library is not None:
-        input = checked_array(function, input_name, input)
-        if library_of(target) is not None:
-            target = checked_array(function, target_name, target)
-        out = view_of_out(function, "out", out, library)
+    library: HostLibrary | None = None
     of_numpy = type(input) is type(target) is np.ndarray
+    if not of_numpy and type(input) is not np.ndarray:
+        library = library_of(input)
+        if library is not None:
+            given, own = input, out
+            input = checked_array(function, input_name, input)
+            if library_of(target) is not None:
+                target = checked_array(function, target_name, target)
+            out = view_of_out(function, "out", out, library)
+            of_numpy = type(target) is np.ndarray
     is_plain = where is None and axis is None and dtype is None and grad_output is None and keepdims is False
     is_bare = weight is None and pos_weight is None and type(label_smoothing) is float and label_smoothing == 0.0
     what: Hashable = function
@@ -310,8 +313,14 @@ def checked(
         )
     asked: Asked | None = None
     if of_numpy:
-        is_known = is_plain and type(reduction) is str and stream is None and (library is None or library.takes_all)
-        if is_known and (validate is None or type(validate) is bool) and again_on_host is not None:
+        if (
+            is_plain
+            and type(reduction) is str
+            and stream is None
+            and (validate is None or type(validate) is bool)
+            and again_on_host is not None
+            and (library is None or library.takes_all)
+        ):
             results = again_on_host(what, reduction, input, target, validate is not False, out)
             if results is not None:
                 return results if library is None else in_kind(library, given, own, results)
