@@ -333,7 +333,7 @@ class _KnownWithOptions(NamedTuple):
     """What a gradient is multiplied by; before it is divided by the number of elements, if a mask says how many."""
 
 
-# By what is asked for, and by dtypes, shapes and strides.  A mean of 100 rows of ten takes 2.9 us so with a weight for
+# By what is asked for, and by dtypes, shapes and strides.  A mean of 100 rows of ten takes 3.5 us so with a weight for
 # each column, where a checked call takes 5.6.
 _known_with_options: dict[tuple[Any, ...], _KnownWithOptions] = {}
 
