@@ -307,6 +307,11 @@ def checked_smoothing(function: str, value: Any) -> float:
     return number
 
 
+def view_of(function: str, name: str, value: Any) -> Any:
+    """The memory of a tensor of the host; what is none, as a number, is as it was."""
+    return value if value is None or library_of(value) is None else checked_array(function, name, value)
+
+
 def view_of_out(function: str, name: str, out: Any, library: HostLibrary) -> Any:
     """The memory of the caller's own result arrays, which are of the library of the input."""
     if out is None:

@@ -29,6 +29,7 @@ from nbbce._arguments import (
     checked_where,
     described,
     is_on_host,
+    view_of,
     view_of_out,
 )
 from nbbce._arrays import (
@@ -291,8 +292,9 @@ def checked(
         if library is not None:
             given, own = input, out
             input = checked_array(function, input_name, input)
-            if library_of(target) is not None:
-                target = checked_array(function, target_name, target)
+            target = view_of(function, target_name, target)
+            weight, pos_weight = view_of(function, "weight", weight), view_of(function, "pos_weight", pos_weight)
+            grad_output, where = view_of(function, "grad_output", grad_output), view_of(function, "where", where)
             out = view_of_out(function, "out", out, library)
             of_numpy = type(target) is np.ndarray
     is_plain = where is None and axis is None and dtype is None and grad_output is None and keepdims is False
@@ -327,7 +329,7 @@ def checked(
         if (
             not (is_plain and input.flags.c_contiguous)
             and out is None
-            and library is None
+            and (library is None or library.takes_all)
             and (validate is None or type(validate) is bool)
             and type(reduction) is str
             and stream is None
@@ -339,7 +341,7 @@ def checked(
             asked = (what, (input, target, weight, pos_weight, grad_output, where), None)
             results = None if again_with_options is None else again_with_options(asked)
             if results is not None:
-                return results
+                return results if library is None else in_kind(library, given, own, results)
     elif type(reduction) is str and stream is None and (validate is None or validate is False):
         if is_plain and is_bare:
             asked = ((function, wants, reduction), (input, target), out)

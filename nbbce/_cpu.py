@@ -343,14 +343,15 @@ def _key_of_options(asked: Asked) -> tuple[Any, ...] | None:
     what, operands, _ = asked
     key = [what]
     for place, array in enumerate(operands):
+        of_numpy = type(array) is np.ndarray
         if array is None:
             key.append(None)
-        elif type(array) is np.ndarray:
-            if 2 <= place <= 4 and array.ndim == 0:  # a number, whose value decides
-                return None
+        elif of_numpy and (array.ndim > 0 or not 2 <= place <= 4):
             key += (array.dtype, array.shape, array.strides)
-        elif type(array) in _call.NUMBERS and array != 0:  # whose sign is in the results' bits, and not in a key
-            key.append(array)
+        elif type(array) in _call.NUMBERS or (of_numpy and array.dtype.kind in "fiub"):
+            if array == 0:  # whose sign is in the results' bits, and not in a key
+                return None
+            key.append(float(array))
         else:
             return None
     return tuple(key)
@@ -395,15 +396,17 @@ def _remember_with_options(call: Call) -> None:
     """Keep what a small call ran, for calls that are alike."""
     asked = cast(Asked, call.asked)
     key = _key_of_options(asked)
+    if key is None or not _quick:
+        return
     arrays = (call.input, call.target, call.weight, call.pos_weight, call.grad_output, call.where)
     # What was converted, or is not where it was given, is another array in the next call.
     in_place = all(
-        array is None or (isinstance(given, np.ndarray) and _address(array) == _address(given))
+        array is None or array is given or (isinstance(given, np.ndarray) and _address(array) == _address(given))
         for array, given in zip(arrays, asked[1], strict=True)
     )
     summing = call.wants_value and call.reduction != "none"
     along = summing and call.axes is not None
-    if key is None or not in_place or not _quick or (summing and not along and call.result_shape != ()):
+    if not in_place or (summing and not along and call.result_shape != ()):
         return
     mean = call.reduction == "mean"
     masked = mean and call.where is not None and not along

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbce._arrays import Array, bfloat16
+from nbbce._arrays import Array, bfloat16, kind_of
 
 
 class HostLibrary:
@@ -62,7 +62,7 @@ class Torch(HostLibrary):
 
     def taken(self, result: Any, like: Any) -> Any:
         values = np.asarray(result)
-        if values.dtype.name == "bfloat16":
+        if kind_of(values.dtype) == "bfloat16":
             return self.torch.from_numpy(values.view(np.int16)).view(self.torch.bfloat16)
         return self.torch.from_numpy(values)
 
