@@ -192,9 +192,21 @@ def test_labels_and_options_may_be_of_numpy_and_of_the_library(library, target, 
 
 def test_number_for_a_gradient_may_be_an_array_of_no_dimension(library, rng):
     x, y = pair(rng)
-    scale = np.asarray(rng.random())
-    expected = GRADIENT(x, y, grad_output=scale)
-    assert_in_kind(library, GRADIENT(library.place(x), library.place(y), grad_output=library.place(scale)), expected)
+    for value in (0.5, 0.5, 3.0, 0.0, -0.0):  # the second as a call like one before
+        scale, whole = np.asarray(value), np.full(x.shape, value)
+        expected = GRADIENT(x, y, reduction="none", grad_output=whole)
+        found = GRADIENT(library.place(x), library.place(y), reduction="sum", grad_output=library.place(scale))
+        assert_in_kind(library, found, expected)
+
+
+def test_calls_with_options_like_one_before_take_the_arrays_that_they_are_given(library, rng):
+    for _ in range(3):
+        x, y = pair(rng, (20, 10))
+        options = {"weight": rng.random(10), "where": rng.random((20, 10)) < 0.5, "grad_output": rng.random((20, 10))}
+        expected = BOTH(x, y, reduction="none", **options)
+        placed = {name: library.place(v) for name, v in options.items()}
+        found = BOTH(library.place(x), library.place(y), reduction="none", **placed)
+        assert_in_kind(library, found, expected)
 
 
 def test_no_element_costs_0_and_the_mean_is_nan(library):
