@@ -114,7 +114,8 @@ def _dense(array: DeviceArray) -> Memory:
 
 def _in_order_of_memory(arrays: dict[str, DeviceArray]) -> dict[str, DeviceArray]:
     """The arrays with their axes in the order of a result's memory: neighbouring threads write to neighbours."""
-    result = next(arrays[name] for name in OPERANDS[6:] if name in arrays)  # an input may be broadcast: it has no order
+    # An input may be broadcast: it has no order.
+    result = next(arrays[name] for name in OPERANDS[FIRST_RESULT:] if name in arrays)
     axes = order_of_memory(result.strides)
     if axes == list(range(result.ndim)):
         return arrays
@@ -381,12 +382,12 @@ def _again(asked: Asked) -> tuple[Any, Any] | None:
     _, operands, out = asked
     addresses, arguments, results = found[1], [*arguments_then], [None, None, None]
     arguments[: len(operands)] = addresses[: len(operands)]
+    outs = _outs_of(out) if own else ()
     if own:
-        if _overlap(spans, addresses, len(operands)):
+        if _overlap(spans, addresses, len(operands)) or any([getattr(given, "requires_grad", False) for given in outs]):
             return None
-        for (k, place), given, address in zip(own, _outs_of(out), addresses[len(operands) :], strict=True):
+        for (k, place), given, address in zip(own, outs, addresses[len(operands) :], strict=True):
             results[k], arguments[place] = given, address
-            like.library.note_written(given)
     x = like.moved(addresses[0], operands[0])
     library, device = x.library, x.device
     with compiler.on_device(device):
@@ -400,6 +401,8 @@ def _again(asked: Asked) -> tuple[Any, Any] | None:
             counter_at = _room(blocks, x, stream)
             arguments[SUMS_AT : SUMS_AT + 2] = counter_at + 8, counter_at
         compiler.run(kernel, device, stream, grid, threads, arguments)
+    for given in outs:
+        library.note_written(given)
     return (results[1], results[2]) if wants_hessian else (results[0], results[1])
 
 
@@ -485,7 +488,7 @@ def _run(call: Call, launch: _Launch) -> tuple[Any, Any, Any]:
         _check(call, launch, {name: arrays[name] for name in ("input", "target", "where") if name in arrays})
     results: dict[str, Any] = {}
     wanted = (call.wants_value and not summing, call.wants_gradient, call.wants_hessian)
-    for name, wants, own in zip(OPERANDS[6:], wanted, _outs(call), strict=True):
+    for name, wants, own in zip(OPERANDS[FIRST_RESULT:], wanted, _outs(call), strict=True):
         if wants and own is not None:
             results[name], arrays[name] = own.owner, own
         elif wants:

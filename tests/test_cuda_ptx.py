@@ -594,7 +594,7 @@ def test_call_with_options_like_one_before_is_not_checked_again_and_has_the_bits
             assert_same_bits(one.copy_to_host(), np.asarray(other))
 
 
-def test_call_into_arrays_like_one_before_is_not_checked_again_unless_they_overlap(device, no_check):
+def test_call_into_arrays_like_one_before_is_not_checked_again_unless_they_may_not_be_written(device, no_check):
     x, y = pair((37, 50))
     a, b = place(x), place(y)
     expected = BOTH(x, y, **NONE)
@@ -610,6 +610,10 @@ def test_call_into_arrays_like_one_before_is_not_checked_again_unless_they_overl
         for one, other, out in zip(found, expected, own, strict=True):
             assert out is None or one is out
             assert_same_bits(one.copy_to_host(), other)
+    outs[0].requires_grad = True  # as a tensor of PyTorch may, which is an error
+    with pytest.raises(AssertionError, match="was checked"):
+        BOTH(a, b, **NONE, out=outs)
+    outs[0].requires_grad = False
     for overlapping in ((a, outs[1]), (outs[0], b), (outs[0], outs[0])):
         with pytest.raises(AssertionError, match="was checked"):
             BOTH(a, b, **NONE, out=overlapping)
