@@ -6,6 +6,7 @@ A message reads `function: what must hold; got what`.  TypeError is for the wron
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -79,17 +80,22 @@ def checked_array(function: str, name: str, value: Any) -> Array:
         if value.dtype in readable:  # nearly always, and it counts at one element
             return value
     library = library_of(value)
-    if library is None:
-        if is_on_device(value):
-            return _device_array(function, name, value)
-        if not is_array(value):
-            raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {described(value)}")
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{function}: {name!r} must have no mask of its own (see 'where'); got a masked array")
+    if library is not None:
+        return seen_by_numpy(function, name, value, library.view)
+    if is_on_device(value):
+        return _device_array(function, name, value)
+    if not is_array(value):
+        raise TypeError(f"{function}: {name!r} must be an array (see numpy.asarray); got {described(value)}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{function}: {name!r} must have no mask of its own (see 'where'); got a masked array")
+    # Also of subclasses, whose indexing may be another, as that of numpy.matrix.
+    return seen_by_numpy(function, name, value, np.asarray)
+
+
+def seen_by_numpy(function: str, name: str, value: Any, view: Callable[[Any], Array]) -> Array:
+    """The memory of an array of whatever kind, by what shows it; a TypeError that says why not, if that raises."""
     try:
-        if library is not None:
-            return library.view(value)
-        return np.asarray(value)  # also of subclasses, whose indexing may be another, as that of numpy.matrix
+        return view(value)
     except (TypeError, ValueError, RuntimeError) as error:  # as of a sparse tensor of PyTorch, or of a traced array
         reason = str(error).partition("\n")[0]
         got = f"{type(value).__name__}, {reason}"
@@ -309,7 +315,8 @@ def checked_smoothing(function: str, value: Any) -> float:
 
 def view_of(function: str, name: str, value: Any) -> Any:
     """The memory of a tensor of the host; what is none, as a number, is as it was."""
-    return value if value is None or library_of(value) is None else checked_array(function, name, value)
+    library = None if value is None else library_of(value)
+    return value if library is None else seen_by_numpy(function, name, value, library.view)
 
 
 def view_of_out(function: str, name: str, out: Any, library: HostLibrary) -> Any:
@@ -324,4 +331,4 @@ def view_of_out(function: str, name: str, out: Any, library: HostLibrary) -> Any
     found = library_of(out)
     if found is None or found.name != library.name:
         raise TypeError(f"{function}: {name!r} must be an array of {library.name}; got {described(out)}")
-    return checked_array(function, name, out)
+    return seen_by_numpy(function, name, out, library.view)

@@ -29,6 +29,7 @@ from nbbce._arguments import (
     checked_where,
     described,
     is_on_host,
+    seen_by_numpy,
     view_of,
     view_of_out,
 )
@@ -291,7 +292,7 @@ def checked(
         library = library_of(input)
         if library is not None:
             given, own = input, out
-            input = checked_array(function, input_name, input)
+            input = seen_by_numpy(function, input_name, input, library.view)
             target = view_of(function, target_name, target)
             weight, pos_weight = view_of(function, "weight", weight), view_of(function, "pos_weight", pos_weight)
             grad_output, where = view_of(function, "grad_output", grad_output), view_of(function, "where", where)
@@ -314,40 +315,35 @@ def checked(
             and pos_weight != 0
         )
     asked: Asked | None = None
+    options: Hashable
     if of_numpy:
         if (
-            is_plain
-            and type(reduction) is str
+            type(reduction) is str
             and stream is None
             and (validate is None or type(validate) is bool)
-            and again_on_host is not None
             and (library is None or library.takes_all)
         ):
-            results = again_on_host(what, reduction, input, target, validate is not False, out)
-            if results is not None:
-                return results if library is None else in_kind(library, given, own, results)
-        if (
-            not (is_plain and input.flags.c_contiguous)
-            and out is None
-            and (library is None or library.takes_all)
-            and (validate is None or type(validate) is bool)
-            and type(reduction) is str
-            and stream is None
-            and _are_comparable(label_smoothing, alpha, gamma, axis, keepdims, dtype)
-        ):
-            check = validate is not False
-            # Of chunks of Dask arrays a function wants now one of its results, now the other.
-            what = (function, wants, reduction, check, label_smoothing, alpha, gamma, axis, keepdims, dtype)
-            asked = (what, (input, target, weight, pos_weight, grad_output, where), None)
-            results = None if again_with_options is None else again_with_options(asked)
+            check, results = validate is not False, None
+            if is_plain and again_on_host is not None:
+                results = again_on_host(what, reduction, input, target, check, out)
+            if (
+                results is None
+                and out is None
+                and not (is_plain and input.flags.c_contiguous)
+                and _are_comparable(label_smoothing, alpha, gamma, axis, keepdims, dtype)
+            ):
+                # Of chunks of Dask arrays a function wants now one of its results, now the other.
+                options = (function, wants, reduction, check, label_smoothing, alpha, gamma, axis, keepdims, dtype)
+                asked = (options, (input, target, weight, pos_weight, grad_output, where), None)
+                results = None if again_with_options is None else again_with_options(asked)
             if results is not None:
                 return results if library is None else in_kind(library, given, own, results)
     elif type(reduction) is str and stream is None and (validate is None or validate is False):
         if is_plain and is_bare:
             asked = ((function, wants, reduction), (input, target), out)
         elif _are_comparable(label_smoothing, alpha, gamma, axis, keepdims, dtype):
-            what = (function, wants, reduction, label_smoothing, alpha, gamma, axis, keepdims, dtype)
-            asked = (what, (input, target, weight, pos_weight, grad_output, where), out)
+            options = (function, wants, reduction, label_smoothing, alpha, gamma, axis, keepdims, dtype)
+            asked = (options, (input, target, weight, pos_weight, grad_output, where), out)
         if asked is not None and again_on_device is not None:
             results = again_on_device(asked)
             if results is not None:

@@ -218,7 +218,8 @@ def _pass(
     size = x.size if is_flat else -1
     arguments = (*_on(vector, arrays), size, call.weight_number, scale)
     total, found = _run(x.size, run_serial, run_parallel, arguments)
-    call.ran = (None, vector, (size,))
+    if not check:
+        call.ran = (None, vector, (size,))
     if found == NOT_ALIKE:
         raise RuntimeError(f"{call.function}: an array was given another shape by another thread during the call")
     if found < NONE_BAD:
@@ -433,9 +434,13 @@ def _first_bad(call: Call) -> int:
     return _pass(call, None, None, summing=True, check=True)[1]
 
 
+def _are_in_order(kept: tuple[int, ...]) -> bool:
+    return kept == tuple(sorted(kept))
+
+
 def _empty_of_axes(call: Call, kept: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A new array for sums along the axes of the call, with the `kept` dimensions in that order of memory."""
-    if kept == tuple(sorted(kept)):
+    if _are_in_order(kept):
         return np.empty(call.result_shape, dtype)
     in_order = np.empty([call.input.shape[d] for d in kept], dtype).transpose(np.argsort(kept))
     return np.empty_like(in_order.reshape(call.result_shape))  # its own memory, as NumPy's results have, in that order
@@ -466,7 +471,7 @@ def _sums_along_axes(call: Call, gradient: Array | None) -> tuple[Array, bool]:
         bad = _run(x.size, run_serial, run_parallel, (*on, -1, *scales))[1] >= 0
     else:
         bad = bool(_run(x.size, run_columns_serial, run_columns_parallel, (plan.outer, *on, *plan.cuts, *scales)))
-    if plan.kept == tuple(sorted(plan.kept)):
+    if _are_in_order(plan.kept):
         call.ran = (plan.outer, plan.vector, (-1,)) if plan.by_rows else (plan.outer, plan.vector, plan.cuts)
     if call.counts is not None:
         counts = call.counts.reshape(results.shape)
